@@ -53,3 +53,7 @@ class InputError(ValueError):
         if self.remedy:
             line += f". {self.remedy[0].upper()}{self.remedy[1:]}"
         return " ".join(line.split())
+
+
+class UsageError(InputError):
+    """Wrong use: a flag or a configuration key, not the data. The command line exits with 2."""

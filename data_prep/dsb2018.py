@@ -1,0 +1,23 @@
+"""Data Science Bowl 2018 nuclei, one folder per imaging domain -> cases.json, domain as site.
+
+python data_prep/dsb2018.py --data DSB2018 --out DIR [--domains fluo256,histo320]
+"""
+
+from __future__ import annotations
+
+from common import arguments, finish, split_of
+
+from medseg_diff.data.layouts import from_dsb2018
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = arguments(__doc__)
+    parser.add_argument("--domains", help="folders to take, comma separated (all)")
+    given = parser.parse_args()
+    domains = given.domains.split(",") if given.domains else None
+    finish(lambda: from_dsb2018(given.data, given.out, domains=domains, split=split_of(given)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Many scans: find the cases, predict each, never let one stop the rest.
+
+Every case leaves a JSON, whatever became of it; its files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseg_diff import io
+from medseg_diff.errors import InputError, UsageError
+from medseg_diff.files import atomic_text
+from medseg_diff.inference import Answer, Predictor
+
+DONE, NOTHING_DONE, SOME_FAILED = 0, 1, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case to predict: its name, and its files by channel."""
+
+    name: str
+    channels: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: ``record`` is its JSON, ``error`` the line if it failed."""
+
+    case: str
+    record: dict[str, Any]
+    error: str | None
+
+
+def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Case]:
+    """Group files and folders into cases.
+
+    A model of one channel takes every image as a case, an nnU-Net suffix ``_0000`` left aside. A
+    model of several groups ``<case>_<channel name>`` or ``<case>_0000``, ``<case>_0001`` ...
+
+    Raises:
+        InputError: if no image is found, a case lacks a channel, or two files make one case.
+    """
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files += sorted(p for p in given.iterdir() if io.is_image_name(p.name))
+        else:
+            files.append(given)
+    if not files:
+        raise InputError(
+            "no image found",
+            file=inputs[0] if inputs else None,
+            expected=", ".join(io.SUFFIXES),
+        )
+    groups: dict[str, dict[str, Path]] = {}
+    for path in files:
+        name, channel = _split_name(io.case_stem(path), channels)
+        other = groups.setdefault(name, {})
+        if channel in other:
+            raise InputError(
+                f"two files for one case: {other[channel].name} and {path.name}",
+                file=path,
+                field=channel,
+                remedy="rename one, or predict them into different folders",
+            )
+        other[channel] = path
+    _check_unique(groups)
+    return [Case(name, group) for name, group in groups.items()]
+
+
+def _split_name(stem: str, channels: Sequence[str]) -> tuple[str, str]:
+    """Case name and channel of a file's stem."""
+    for channel in channels:
+        for separator in ("_", "-"):
+            ending = f"{separator}{channel}".lower()
+            if len(channels) > 1 and stem.lower().endswith(ending):
+                return stem[: -len(ending)], channel
+    number = re.fullmatch(r"(.+)_(\d{4})", stem)
+    if number and int(number[2]) < len(channels):
+        return number[1], channels[int(number[2])]
+    return stem, channels[0]
+
+
+def _check_unique(groups: Mapping[str, Mapping[str, Path]]) -> None:
+    """Names that differ only in case would overwrite each other on some systems (F44)."""
+    seen: dict[str, str] = {}
+    for name in groups:
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name:
+            raise InputError(
+                f"'{twin}' and '{name}' would be written under one name on some systems",
+                remedy="rename one",
+            )
+
+
+def predict_many(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    out: str | Path,
+    *,
+    report: Callable[[int, Outcome], None] | None = None,
+    **settings: Any,
+) -> int:
+    """Predict cases one by one into a folder; see ``docs/architecture.md`` for what it holds.
+
+    Args:
+        predictor: Loaded model.
+        cases: From :func:`find_cases`.
+        out: Folder; made if missing; must not hold the inputs.
+        report: Called after each case with its index and outcome.
+        settings: Passed to :meth:`Predictor.predict`.
+
+    Returns:
+        Exit code: 0 done, 1 every case failed, 8 some failed.
+    """
+    folder = check_output(Path(out), cases)
+    outcomes = []
+    for index, case in enumerate(cases):
+        outcomes.append(_predict_one(predictor, case, folder, settings))
+        if report is not None:
+            report(index, outcomes[-1])
+    table = volumes_table([o.record for o in outcomes if o.error is None])
+    atomic_text(folder / "volumes.csv", table.to_csv(index=False))
+    failed = sum(o.error is not None for o in outcomes)
+    if not failed:
+        return DONE
+    return NOTHING_DONE if failed == len(outcomes) else SOME_FAILED
+
+
+def check_output(out: Path, cases: Sequence[Case]) -> Path:
+    """Make the output folder; refuse one that cannot be written or holds an input (K14)."""
+    folders = {p.resolve().parent for case in cases for p in case.channels.values()}
+    if out.resolve() in folders:
+        raise UsageError(
+            "predictions would be written among the inputs",
+            file=out,
+            field="--out",
+            remedy="give another folder",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or "error"
+        raise UsageError(f"cannot make the folder: {reason}", file=out, field="--out") from None
+    if not os.access(out, os.W_OK):
+        raise UsageError("the folder is read-only", file=out, field="--out")
+    return out
+
+
+def _predict_one(
+    predictor: Predictor, case: Case, out: Path, settings: Mapping[str, Any]
+) -> Outcome:
+    """Predict one case; a failure becomes its JSON and leaves no image behind."""
+    try:
+        answer = predictor.predict(case.channels, case=case.name, **settings)
+        write_answer(answer, out, case.name)
+        return Outcome(case.name, answer.record, None)
+    except UsageError:
+        raise
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        line = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        line = " ".join(line.split())
+        record = {"case": case.name, "status": "failed", "error": line, "warnings": []}
+        _remove_images(out, case.name)
+        atomic_text(out / f"{case.name}.json", json.dumps(record, indent=2) + "\n")
+        return Outcome(case.name, record, line)
+
+
+def write_answer(answer: Answer, out: Path, name: str) -> None:
+    """Write mask, probability, doubt and, last, the JSON that vouches for them."""
+    labels, maps = io.label_suffix(answer.mask), io.map_suffix(answer.mask)
+    classes = max(answer.record["labels"].values()) + 1
+    io.write_label(out / f"{name}{labels}", answer.mask, answer.mask, n_classes=classes)
+    io.write_map(out / f"{name}_prob{maps}", answer.probability, answer.mask)
+    io.write_map(out / f"{name}_doubt{maps}", answer.doubt, answer.mask)
+    written = {"mask": io.file_sha256(out / f"{name}{labels}")}
+    answer.record["hashes"] = {**answer.record["hashes"], **written}
+    atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
+
+
+def _remove_images(out: Path, name: str) -> None:
+    for ending in ("", "_prob", "_doubt"):
+        for suffix in (".nii.gz", ".png", ".tif"):
+            (out / f"{name}{ending}{suffix}").unlink(missing_ok=True)
+
+
+def volumes_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per case and structure: voxels, and millilitres where the spacing is known."""
+    rows = [
+        {
+            "case": record["case"],
+            "structure": name,
+            "voxels": count,
+            "volume_ml": None if record["volumes_ml"] is None else record["volumes_ml"][name],
+            "pairwise_dice": record["pairwise_dice"][name],
+        }
+        for record in records
+        for name, count in record["voxels"].items()
+    ]
+    return pd.DataFrame(rows, columns=["case", "structure", "voxels", "volume_ml", "pairwise_dice"])

@@ -1,0 +1,228 @@
+"""A run is one folder that describes itself.
+
+    config.yaml         complete configuration
+    card.json           model card: what it segments, what it expects, how it was made, sha256
+    model.safetensors   averaged (EMA) weights of the best validation so far, used to predict
+    checkpoints/        step_00000500/ ...: everything a resume needs; the last two are kept
+    log.csv, tensorboard/
+
+Nothing is pickled: weights and optimiser state are safetensors, the rest is JSON and YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medseg_diff.config import Config, load_config
+from medseg_diff.errors import InputError
+from medseg_diff.files import atomic_text
+from medseg_diff.model import SegmentationModel, build_model
+
+WEIGHTS, CARD, CONFIG, CHECKPOINTS = "model.safetensors", "card.json", "config.yaml", "checkpoints"
+TENSORS, STATE = "tensors.safetensors", "state.json"
+KEPT_CHECKPOINTS = 2
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors in one step: temporary file, fsync, rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors; refuse anything else without running it (F71)."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            "not a readable safetensors file",
+            file=path,
+            found=str(error).splitlines()[0],
+            remedy="copy the file again; other formats are not loaded",
+        ) from None
+    return tensors
+
+
+def save_model(run: Path, model: SegmentationModel, config: Config, card: Mapping[str, Any]) -> None:
+    """Write weights, configuration and card; the card last, since it vouches for the weights."""
+    run.mkdir(parents=True, exist_ok=True)
+    save_tensors(run / WEIGHTS, model.state_dict())
+    atomic_text(run / CONFIG, config.to_yaml())
+    vouched = {**card, "sha256": {WEIGHTS: sha256_of(run / WEIGHTS)}}
+    atomic_text(run / CARD, json.dumps(vouched, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with its configuration and card; the model is in eval mode."""
+
+    folder: Path
+    model: SegmentationModel
+    config: Config
+    card: dict[str, Any]
+
+
+def load_run(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """Load a run folder.
+
+    Raises:
+        InputError: if a part is missing, the weights do not match the card's hash, or they do not
+            fit the configuration (the first five keys that differ are named).
+    """
+    folder = Path(run)
+    for part in (CONFIG, CARD, WEIGHTS):
+        if not (folder / part).is_file():
+            raise InputError(
+                f"not a trained model: {part} is missing",
+                file=folder,
+                remedy="give the folder that `medseg-diff train` wrote",
+            )
+    config = load_config(folder / CONFIG)
+    card = read_card(folder)
+    expected = card.get("sha256", {}).get(WEIGHTS)
+    if sha256_of(folder / WEIGHTS) != expected:
+        raise InputError(
+            "the weights are not those that the model card describes",
+            file=folder / WEIGHTS,
+            field="sha256",
+            remedy="copy the run folder again",
+        )
+    model = build_model(config)
+    load_weights(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return LoadedRun(folder, model.to(device).eval(), config, card)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Model card of a run."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid JSON: {error}", file=folder / CARD) from None
+    if not isinstance(card, dict):
+        raise InputError("the model card is not a JSON object", file=folder / CARD)
+    return card
+
+
+def load_weights(model: SegmentationModel, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Copy tensors into a model of the same architecture (F70), whatever their precision."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    differing = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+    if differing:
+        shown = ", ".join(
+            f"{k} (file {given.get(k, 'none')}, model {wanted.get(k, 'none')})"
+            for k in differing[:5]
+        )
+        raise InputError(
+            f"{len(differing)} weights do not fit the model: {shown}",
+            file=file,
+            remedy="use the config.yaml that belongs to these weights",
+        )
+    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+
+
+def transfer_weights(model: SegmentationModel, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Copy what fits by name and shape (fine-tuning, ``--init``); names of what was left new."""
+    state = model.state_dict()
+    fits = {k: v.float() for k, v in tensors.items() if k in state and v.shape == state[k].shape}
+    model.load_state_dict({**state, **fits})
+    return sorted(state.keys() - fits.keys())
+
+
+@contextmanager
+def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
+    """A folder to write a resume point into; it takes its name only when it is complete.
+
+    On leaving, every file is synced, hashed into ``sha256.json``, the folder renamed, and older
+    resume points beyond the last two removed.
+    """
+    parent = run / CHECKPOINTS
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))
+    try:
+        yield temporary
+        hashes = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
+        (temporary / "sha256.json").write_text(json.dumps(hashes), encoding="utf-8")
+        for part in temporary.iterdir():
+            _sync(part)
+        _sync(temporary)
+        final = parent / f"step_{step:08d}"
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+    for old in checkpoints(run)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Resume points of a run, oldest first."""
+    return sorted((run / CHECKPOINTS).glob("step_*"))
+
+
+def latest_checkpoint(run: Path) -> tuple[Path, list[str]]:
+    """Newest resume point that is whole, and a warning for each newer one that is not.
+
+    Raises:
+        InputError: if there is none: ``--resume`` never starts a new training silently.
+    """
+    for leftover in (run / CHECKPOINTS).glob(".new_*"):
+        shutil.rmtree(leftover)
+    warnings = []
+    for candidate in reversed(checkpoints(run)):
+        if _is_whole(candidate):
+            return candidate, warnings
+        warnings.append(f"{candidate.name} is damaged and was passed over")
+    raise InputError(
+        "nothing to resume from: no whole checkpoint",
+        file=run,
+        remedy="train without --resume, or give the run's own folder with --out",
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        return bool(hashes) and all(sha256_of(folder / k) == v for k, v in hashes.items())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return False
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,99 @@
+"""Codecs: label map <-> diffused state, and the one place where logits become state units.
+
+Legend: B batch, K classes or regions, *S spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OneHotCodec:
+    """One channel a structure, -1 where it is absent and +1 where it is present.
+
+    Args:
+        members: Label values of each channel. Exclusive classes list one value each and begin
+            with the background, ``((0,), (1,), (2,))``; overlapping regions list several and
+            leave the background out, ``((1, 2, 3), (2, 3), (3,))``.
+        exclusive: True for classes (softmax), False for overlapping regions (sigmoid).
+        ignore_label: Label value whose voxels carry no truth: their state is 0 in every channel
+            and their weight is 0.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    exclusive: bool = True
+    ignore_label: int | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels K of the state."""
+        return len(self.members)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Label map (B, 1, *S) -> presence in {0, 1}, (B, K, *S) float32."""
+        planes = [
+            torch.isin(labels, torch.as_tensor(values, dtype=labels.dtype, device=labels.device))
+            for values in self.members
+        ]
+        return torch.cat(planes, dim=1).float()
+
+    def weight(self, labels: Tensor) -> Tensor | None:
+        """1 where there is truth, 0 where it is ignored, (B, 1, *S); None if nothing can be."""
+        return None if self.ignore_label is None else (labels != self.ignore_label).float()
+
+    def encode(self, labels: Tensor) -> Tensor:
+        """Label map (B, 1, *S) -> state (B, K, *S) in [-1, 1]."""
+        state = 2 * self.targets(labels) - 1
+        weight = self.weight(labels)
+        return state if weight is None else state * weight
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, K, *S) -> probabilities in [0, 1]."""
+        return logits.softmax(1) if self.exclusive else logits.sigmoid()
+
+    def state_from_logits(self, logits: Tensor) -> Tensor:
+        """Logits -> clean state in [-1, 1]: the posterior mean of the encoded mask."""
+        return 2 * self.probabilities(logits) - 1
+
+    def logits_from_state(self, state: Tensor) -> Tensor:
+        """Clean state -> logits; the inverse of :meth:`state_from_logits` up to a constant.
+
+        States outside (-1, 1), which a noise or velocity output can imply, are clipped.
+        """
+        present = ((state + 1) / 2).clamp(1e-4, 1 - 1e-4)
+        return present.log() if self.exclusive else torch.logit(present)
+
+    def decode(self, probabilities: Tensor) -> Tensor:
+        """Probabilities (B, K, *S) -> label map (B, 1, *S), int16.
+
+        Regions are painted in their order, each with the one label that only it adds: from
+        outer to inner, ``((1, 2, 3), (2, 3), (3,))`` paints 1, then 2, then 3.
+        """
+        if self.exclusive:
+            values = torch.as_tensor(
+                [m[0] for m in self.members], dtype=torch.int16, device=probabilities.device
+            )
+            return values[probabilities.argmax(1, keepdim=True)]
+        labels = torch.zeros_like(probabilities[:, :1], dtype=torch.int16)
+        for channel, value in enumerate(self.painted_values()):
+            labels[probabilities[:, channel : channel + 1] > 0.5] = value
+        return labels
+
+    def painted_values(self) -> Sequence[int]:
+        """For each region, the label it paints: one that no later (inner) region holds."""
+        painted = []
+        for index, values in enumerate(self.members):
+            inner = {v for later in self.members[index + 1 :] for v in later}
+            own = [v for v in values if v not in inner]
+            if not own:
+                raise ValueError(
+                    f"region {index} holds no label of its own {values}; list regions from outer "
+                    "to inner"
+                )
+            painted.append(own[0])
+        return painted

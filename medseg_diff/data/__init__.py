@@ -1,0 +1,1 @@
+"""Case lists and splits, fingerprint and plan, MONAI pipelines and their inverse, the sample."""

@@ -1,0 +1,186 @@
+"""Training samples: which case, which crop, which noise, all fixed by (seed, sample number).
+
+Sample number g = step * global batch + position decides everything, so the data order is the same
+for any number of processes and workers, and a resumed run needs no saved position but its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medseg_diff.config import Config, PlanConfig, TaskConfig
+from medseg_diff.data.caselist import Case, CaseList
+from medseg_diff.data.records import Batch
+from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation
+from medseg_diff.errors import InputError
+
+# Share of free memory that preprocessed cases may take; what does not fit is read again.
+CACHE_SHARE = 0.5
+
+
+def cached_cases(
+    cases: CaseList, part: Sequence[Case], task: TaskConfig, plan: PlanConfig
+) -> CacheDataset:
+    """Preprocessed cases, in memory as far as half of what is free allows."""
+    items = [
+        {
+            "case": case.case,
+            "channels": cases.channel_paths(case),
+            "references": cases.reference_paths(case),
+        }
+        for case in part
+    ]
+    preprocess = Compose([LoadCase(task), Preprocess(task, plan)])
+    if not items:
+        raise InputError("no case to work on", field="cases", remedy="check the list's parts")
+    first = preprocess(items[0])
+    size = sum(np.asarray(first[key]).nbytes for key in ("image", "label") if key in first)
+    room = CACHE_SHARE * psutil.virtual_memory().available / max(size, 1)
+    return CacheDataset(
+        items,
+        preprocess,
+        cache_num=min(len(items), int(room)),
+        num_workers=None,
+        progress=False,
+        copy_cache=False,
+    )
+
+
+class TrainingSet(Dataset[dict[str, torch.Tensor]]):
+    """Crops, augmentations, times and noise of sample numbers 0, 1, 2, ...
+
+    Args:
+        cases: Preprocessed training cases.
+        config: Complete configuration.
+        state_channels: Channels K of the diffused state, for the noise.
+    """
+
+    def __init__(self, cases: CacheDataset, config: Config, state_channels: int) -> None:
+        plan = config.plan
+        if plan.patch_size is None or plan.spatial_dims is None:
+            raise ValueError("the plan is not complete")
+        self.cases, self.config = cases, config
+        self.dims: int = plan.spatial_dims
+        self.patch = tuple(plan.patch_size)
+        self.state_channels = state_channels
+        training = config.training
+        self.augment = augmentation(self.patch, training.mirror_axes) if training.augment else None
+        # Room for rotation and scaling without reaching past the crop.
+        self.margin = 1.2 if training.augment else 1.0
+
+    def __len__(self) -> int:
+        """Samples of the whole training."""
+        training, plan = self.config.training, self.config.plan
+        return training.steps * training.accumulate * (plan.batch_size or 1)
+
+    def case_of(self, number: int) -> tuple[int, int]:
+        """Case index and epoch of a sample number: each epoch is a seeded permutation."""
+        epoch, position = divmod(number, len(self.cases))
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.cases))
+        return int(order[position]), epoch
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise (K, *patch)."""
+        index, epoch = self.case_of(number)
+        case = self.cases[index]
+        rng = np.random.default_rng([self.config.seed, 1, index, epoch])
+        rater = int(rng.integers(len(case["label"])))
+        centre = self._centre(case, rng)
+        size = [round(n * self.margin) for n in self.patch] + [1] * (3 - self.dims)
+        image = crop(case["image"], centre, size)
+        label = crop(case["label"][rater : rater + 1], centre, size)
+        if self.dims == 2:
+            image, label = image[..., 0], label[..., 0]
+        if self.augment is not None:
+            self.augment.set_random_state(seed=int(rng.integers(2**31)))
+            sample: dict[str, Any] = self.augment(
+                {"image": torch.from_numpy(image), "label": torch.from_numpy(label).float()}
+            )
+            image, label = np.asarray(sample["image"]), np.asarray(sample["label"])
+        noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+            "label": torch.from_numpy(np.ascontiguousarray(label.round().astype(np.int16))),
+            # In (0, 1]: at t = 0 there is nothing to denoise.
+            "t": torch.tensor(1.0 - rng.random(), dtype=torch.float64),
+            "noise": torch.from_numpy(noise),
+        }
+
+    def _centre(self, case: dict[str, Any], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Centre voxel of the crop: on a structure, or anywhere the patch fits."""
+        shape = np.array(case["image"].shape[1:])
+        patch = np.array([*self.patch, *[1] * (3 - self.dims)])
+        if case["foreground"] and rng.random() < self.config.data.foreground_crops:
+            voxels = case["foreground"][int(rng.integers(len(case["foreground"])))]
+            centre = voxels[int(rng.integers(len(voxels)))]
+        else:
+            centre = (rng.random(3) * shape).astype(np.int64)
+        # Keep the patch inside the scan where it fits, and centred where it does not.
+        low, high = patch // 2, shape - (patch - patch // 2)
+        return np.where(low <= high, np.clip(centre, low, np.maximum(low, high)), shape // 2)
+
+
+def crop(values: NDArray[Any], centre: NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:
+    """Cut (C, *size) around a centre voxel; what lies outside repeats the edge."""
+    index = []
+    for axis, (middle, length) in enumerate(zip(centre, size, strict=True), start=1):
+        span = np.arange(length) + int(middle) - length // 2
+        index.append(span.clip(0, values.shape[axis] - 1))
+    result: NDArray[Any] = values[np.ix_(range(len(values)), *index)]
+    return result
+
+
+class StepSampler(Sampler[int]):
+    """Sample numbers of one process: its share of every global batch, from a step on."""
+
+    def __init__(self, first: int, last: int, batch: int, rank: int = 0, world: int = 1) -> None:
+        if batch % world:
+            raise InputError(
+                "the global batch must divide among the processes",
+                field="plan.batch_size",
+                found=batch,
+                expected=f"a multiple of {world}",
+            )
+        self.first, self.last, self.batch = first, last, batch
+        self.rank, self.share = rank, batch // world
+
+    def __iter__(self) -> Iterator[int]:
+        """Numbers in the order they are trained on."""
+        for step in range(self.first, self.last):
+            start = step * self.batch + self.rank * self.share
+            yield from range(start, start + self.share)
+
+    def __len__(self) -> int:
+        """How many samples are left."""
+        return (self.last - self.first) * self.share
+
+
+def batches(
+    training_set: TrainingSet,
+    first: int,
+    last: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Micro-batches ``first`` ... ``last - 1`` of one process."""
+    config = training_set.config
+    sampler = StepSampler(first, last, config.plan.batch_size or 1, rank, world)
+    loader = DataLoader(
+        training_set,
+        batch_size=sampler.share,
+        sampler=sampler,
+        num_workers=config.training.workers,
+        persistent_workers=config.training.workers > 0,
+    )
+    for item in loader:
+        yield Batch(item["image"], item["label"], item["t"], item["noise"])

@@ -1,0 +1,192 @@
+"""Fingerprint of the training scans, and the plan it leads to.
+
+The rules are nnU-Net's in spirit (Isensee et al. 2021): median spacing, a patch that covers the
+median scan as far as memory allows, intensities normalised by modality. Whatever the user's
+configuration already says is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg_diff import io
+from medseg_diff.config import ModelConfig, Normalisation, PlanConfig, TaskConfig
+from medseg_diff.data.caselist import Case, CaseList
+from medseg_diff.data.transforms import AXIS_LABELS, AddDepth, LoadCase, spacing_of
+from medseg_diff.errors import InputError
+
+# Scans looked at: medians settle long before this many.
+MOST_CASES = 60
+# A volume with fewer slices than this is planned in 2-D, slice by slice.
+LEAST_DEPTH = 8
+# Resident float32 feature maps per convolution level during a training step, gradients included.
+# Measured with benchmarks/memory.py.
+MAPS_PER_LEVEL = 12
+LARGEST_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What was measured on the training scans, in the plan's orientation.
+
+    Attributes:
+        shapes: (N, 3) voxels.
+        spacings_mm: (N, 3).
+        planes: Planes of each channel's file.
+        foreground: For each image plane, percentile 0.5, percentile 99.5, mean and sd of the
+            intensities inside the labelled structures, (C, 4).
+        raster: True where the images are 2-D files.
+    """
+
+    shapes: NDArray[np.int64]
+    spacings_mm: NDArray[np.float64]
+    planes: tuple[int, ...]
+    foreground: NDArray[np.float64]
+    raster: bool
+
+
+def task_of(cases: CaseList) -> TaskConfig:
+    """What a case list asks to segment."""
+    return TaskConfig(
+        modality=cases.modality,
+        channels=tuple(cases.channels),
+        labels=dict(cases.labels),
+        regions=None
+        if cases.regions is None
+        else {name: tuple(values) for name, values in cases.regions.items()},
+        ignore_label=cases.ignore_label,
+    )
+
+
+def planes_of(channels: Mapping[str, Path]) -> tuple[int, ...]:
+    """Planes in each channel's file: 1, or 3 for RGB."""
+    return tuple(len(io.read_image(path)) for path in channels.values())
+
+
+def fingerprint(
+    cases: CaseList, part: Sequence[Case], task: TaskConfig, orientation: str
+) -> Fingerprint:
+    """Measure up to 60 evenly chosen training cases."""
+    from monai.transforms import Orientation
+
+    if not part:
+        raise InputError("no training case", field="cases", remedy="give cases part 'train'")
+    planes = planes_of(cases.channel_paths(part[0]))
+    task = task.model_copy(update={"input_channels": planes})
+    load = LoadCase(task)
+    turn = Orientation(axcodes=orientation, labels=AXIS_LABELS)
+    shapes, spacings, inside = [], [], []
+    chosen = part[:: max(1, len(part) // MOST_CASES)][:MOST_CASES]
+    raster = False
+    for case in chosen:
+        item = load(
+            {
+                "channels": cases.channel_paths(case),
+                "references": cases.reference_paths(case),
+            }
+        )
+        raster = item["image"].meta["kind"] == "raster"
+        image = turn(AddDepth()(item["image"]))
+        shapes.append(image.shape[1:])
+        spacings.append(spacing_of(image))
+        values = np.asarray(item["image"])
+        labelled = np.asarray(item["label"][0]) > 0
+        sample = values[:, labelled] if labelled.any() else values.reshape(len(values), -1)
+        inside.append(sample[:, :: max(1, sample.shape[1] // 10_000)])
+    pooled = np.concatenate(inside, axis=1)
+    low, high = np.percentile(pooled, [0.5, 99.5], axis=1)
+    return Fingerprint(
+        np.array(shapes),
+        np.array(spacings),
+        planes,
+        np.stack([low, high, pooled.mean(1), pooled.std(1)], axis=1),
+        raster,
+    )
+
+
+def complete_plan(
+    plan: PlanConfig, task: TaskConfig, model: ModelConfig, found: Fingerprint
+) -> PlanConfig:
+    """Fill in every key of the plan that the configuration leaves open."""
+    spacing = plan.spacing_mm
+    if spacing is None:
+        median = np.median(found.spacings_mm, axis=0)
+        spacing = (float(median[0]), float(median[1]), float(median[2]))
+    shape = np.median(found.shapes * found.spacings_mm / np.array(spacing), axis=0)
+    dims = plan.spatial_dims or (2 if found.raster or shape.min() < LEAST_DEPTH else 3)
+    if dims == 3 and found.raster:
+        raise InputError(
+            "a 3-D model cannot train on 2-D images",
+            field="plan.spatial_dims",
+            found=3,
+            expected=2,
+            remedy="set plan.spatial_dims: 2",
+        )
+    batch = plan.batch_size
+    patch = plan.patch_size or _patch_for(shape[:dims], model, plan.memory_gb, batch or 2)
+    _check_patch(patch, dims, model)
+    if batch is None:
+        room = plan.memory_gb * 2**30 / step_bytes(patch, model)
+        batch = int(np.clip(room, 1, LARGEST_BATCH))
+    return plan.model_copy(
+        update={
+            "spatial_dims": dims,
+            "spacing_mm": spacing,
+            "patch_size": tuple(int(n) for n in patch),
+            "normalisation": plan.normalisation or normalisation_for(task, found),
+            "batch_size": batch,
+        }
+    )
+
+
+def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisation, ...]:
+    """MR: z-score inside the foreground. CT: clip to labelled percentiles, then z-score. RGB:
+    z-score per plane. Other: z-score over the image.
+    """
+    if task.modality == "CT":
+        return tuple(
+            Normalisation(kind="ct", clip=(low, high), mean=mean, sd=max(sd, 1e-6))
+            for low, high, mean, sd in found.foreground.tolist()
+        )
+    kind = "zscore_foreground" if task.modality == "MR" else "zscore"
+    return tuple(Normalisation(kind=kind) for _ in range(sum(found.planes)))
+
+
+def step_bytes(patch: Sequence[int], model: ModelConfig) -> float:
+    """Estimated memory of one sample's training step."""
+    widths = [model.features]
+    if model.kind == "diffusion" and model.conditioner != "none":
+        widths.append(model.conditioner_features or model.features)
+    voxels = float(np.prod(patch))
+    maps = sum(
+        width / 2 ** (len(patch) * level) for row in widths for level, width in enumerate(row)
+    )
+    return 4 * MAPS_PER_LEVEL * maps * voxels
+
+
+def _patch_for(
+    shape: NDArray[np.float64], model: ModelConfig, memory_gb: float, batch: int
+) -> tuple[int, ...]:
+    """The median scan rounded to the network's multiple, shrunk until a batch fits."""
+    factor = 2 ** (len(model.features) - 1)
+    patch = [max(2 * factor, round(float(n) / factor) * factor) for n in shape]
+    while step_bytes(patch, model) * batch > memory_gb * 2**30 and max(patch) > 2 * factor:
+        patch[int(np.argmax(patch))] -= factor
+    return tuple(patch)
+
+
+def _check_patch(patch: Sequence[int], dims: int, model: ModelConfig) -> None:
+    factor = 2 ** (len(model.features) - 1)
+    if len(patch) != dims or any(n % factor or n < 2 * factor for n in patch):
+        raise InputError(
+            "the patch does not suit the network",
+            field="plan.patch_size",
+            found=list(patch),
+            expected=f"{dims} multiples of {factor}, each at least {2 * factor}",
+            remedy="change plan.patch_size, or give model.features fewer levels",
+        )

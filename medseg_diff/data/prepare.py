@@ -1,0 +1,66 @@
+"""From a configuration to everything a training needs to know about its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medseg_diff.config import Config
+from medseg_diff.data.caselist import CaseList, load_caselist
+from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
+from medseg_diff.data.sample import sample_caselist
+from medseg_diff.data.splits import kfold
+from medseg_diff.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Counts and licence for the model card."""
+
+    name: str
+    licence: str
+    train: int
+    validation: int
+
+
+def open_cases(config: Config) -> CaseList:
+    """The configuration's case list, dealt into its fold and cut to its limit."""
+    data = config.data
+    cases = sample_caselist() if data.cases == "sample" else load_caselist(data.cases, data.root)
+    if data.fold is not None:
+        if data.fold >= data.folds:
+            raise InputError(
+                "no such fold",
+                field="data.fold",
+                found=data.fold,
+                expected=f"0 to {data.folds - 1}",
+            )
+        cases = kfold(cases, data.folds, data.fold, config.seed)
+    if data.limit is not None:
+        kept = {c.case for c in cases.part("train")[: data.limit]}
+        chosen = [c for c in cases.cases if c.part != "train" or c.case in kept]
+        cases = cases.with_cases(chosen)
+    return cases
+
+
+def prepare(config: Config) -> tuple[Config, CaseList, DataFacts]:
+    """Complete the configuration: ``task`` from the list, ``plan`` from the training scans."""
+    cases = open_cases(config)
+    train = cases.part("train")
+    if not train:
+        raise InputError(
+            "no training case", field="data.cases", remedy="give some cases part 'train'"
+        )
+    task = config.task or task_of(cases)
+    plan = config.plan
+    complete = task.input_channels and all(
+        v is not None
+        for v in (plan.spatial_dims, plan.spacing_mm, plan.patch_size, plan.normalisation)
+    )
+    if not complete or plan.batch_size is None:
+        found = fingerprint(cases, train, task, plan.orientation)
+        task = task.model_copy(update={"input_channels": found.planes})
+        plan = complete_plan(plan, task, config.model, found)
+    facts = DataFacts(
+        cases.name, cases.licence or "", len(train), len(cases.part("validation"))
+    )
+    return config.model_copy(update={"task": task, "plan": plan}), cases, facts

@@ -1,0 +1,281 @@
+"""One scan -> mask, probability and doubt, on the scan's own grid.
+
+Legend: C image channels, K structures, *S spatial axes of the scan.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medseg_diff import __version__, io
+from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
+from medseg_diff.config import PredictionConfig
+from medseg_diff.data.transforms import load_image, normalise, spacing_of, to_model_grid, to_scan_grid
+from medseg_diff.ensemble import Fused, Request, infer
+from medseg_diff.errors import InputError, UsageError
+from medseg_diff.fusion import predictive_entropy
+from medseg_diff.model import Sampling
+
+SHIPPED = ("hippocampus",)
+# A structure that fills this share of a scan is more often a failure than an organ.
+LARGE_SHARE = 0.5
+
+Scan = str | Path | Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one scan.
+
+    Attributes:
+        mask: Label map (1, *S), int16.
+        probability: One volume per foreground structure, (K, *S), float32 in [0, 1].
+        doubt: Two volumes, (2, *S): predictive entropy in [0, 1], variance between draws.
+        record: What the case's JSON says: settings, versions, hashes, volumes, warnings.
+    """
+
+    mask: MetaTensor
+    probability: MetaTensor
+    doubt: MetaTensor
+    record: dict[str, Any] = field(repr=False)
+
+
+def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor:
+    """Load a trained model, or several as one ensemble (the folds of a cross-validation).
+
+    Args:
+        model: A run folder, a shipped model's name (``"hippocampus"``), or a list of them.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ... or ``"auto"``.
+    """
+    chosen = [model] if isinstance(model, str | Path) else list(model)
+    if not chosen:
+        raise UsageError("no model given", field="--model")
+    where = choose_device(device)
+    return Predictor([load_run(_folder_of(each), where) for each in chosen])
+
+
+def choose_device(name: str) -> torch.device:
+    """Device by name; ``"auto"`` takes the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            "unknown device", field="--device", found=name, expected="auto, cpu or cuda"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "no GPU here", field="--device", found=name, remedy="use --device cpu or auto"
+        )
+    return device
+
+
+def _folder_of(model: str | Path) -> Path:
+    if str(model) in SHIPPED and not Path(model).exists():
+        return Path(str(files("medseg_diff") / "models" / str(model)))
+    return Path(model)
+
+
+class Predictor:
+    """Trained models behind one call. Members must agree on task, plan and structures."""
+
+    def __init__(self, runs: Sequence[LoadedRun]) -> None:
+        first = runs[0].config
+        if first.task is None or first.plan.patch_size is None:
+            raise InputError("the run's configuration is not complete", file=runs[0].folder)
+        for run in runs[1:]:
+            for part in ("task", "plan"):
+                if getattr(run.config, part) != getattr(first, part):
+                    raise InputError(
+                        f"its {part} differs from that of {runs[0].folder.name}: the models cannot "
+                        "form one ensemble",
+                        file=run.folder,
+                        remedy="train the folds with the same plan (set its keys in the YAML)",
+                    )
+        self.runs, self.task, self.plan = list(runs), first.task, first.plan
+        self.defaults = first.prediction
+        self.codec = runs[0].model.codec
+        self.patch = [*first.plan.patch_size, 1][:3]
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Label values by name, the background included."""
+        return dict(self.task.labels)
+
+    def predict(
+        self,
+        scan: Scan,
+        *,
+        draws: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        case: str | None = None,
+        options: io.ReadOptions | None = None,
+    ) -> Answer:
+        """Segment one scan.
+
+        Args:
+            scan: File, or channel name -> file for a model of several channels.
+            draws: Masks drawn from each model; None takes the configuration's.
+            steps: Sampler steps per mask.
+            sampler: ``"ddim"`` or ``"ancestral"``.
+            seed: With the case's name it fixes the noise, hence the answer.
+            batch_size: Windows x draws in one network call; changes speed, not the answer.
+            case: Name of the case; the file's stem by default.
+            options: How to read odd files.
+
+        Raises:
+            InputError: if the scan cannot be read or does not fit the model.
+        """
+        began = time.perf_counter()
+        given = {k: v for k, v in (("draws", draws), ("steps", steps), ("sampler", sampler),
+                                   ("batch_size", batch_size)) if v is not None}  # fmt: skip
+        settings = _checked(self.defaults, given)
+        channels = self._channels(scan)
+        first = next(iter(channels.values()))
+        name = case or io.case_stem(first)
+        image = load_image(channels, self.task, options or io.ReadOptions())
+        self._check_depth(image, first)
+        warnings = list(image.meta.get("warnings", ()))
+        pipeline = to_model_grid(self.plan)
+        placed: MetaTensor = pipeline(image)
+        fused = self._infer(placed, name, settings, seed)
+        if float(image.max()) == float(image.min()):
+            warnings.append("constant image: the mask is empty")
+            fused = self._nothing(fused)
+        answer = self._on_scan_grid(fused, placed, pipeline)
+        record = self._record(answer, image, fused, settings)
+        warnings += self._plausibility(answer.mask)
+        record |= {
+            "case": name,
+            "status": "warning" if warnings else "ok",
+            "warnings": warnings,
+            "seed": seed,
+            "seconds": round(time.perf_counter() - began, 3),
+            "hashes": self._hashes(channels),
+        }
+        return Answer(answer.mask, answer.probability, answer.doubt, record)
+
+    def _channels(self, scan: Scan) -> dict[str, Path]:
+        if isinstance(scan, Mapping):
+            return {name: Path(path) for name, path in scan.items()}
+        return {self.task.channels[0]: Path(scan)}
+
+    def _check_depth(self, image: MetaTensor, file: Path) -> None:
+        shape = tuple(image.shape[1:])
+        if self.plan.spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
+            raise InputError(
+                "a 3-D model needs a volume",
+                file=file,
+                field="shape",
+                found="x".join(map(str, shape)),
+                expected="three axes of at least 2 voxels",
+                remedy="give the whole volume, or use a 2-D model",
+            )
+
+    def _infer(self, placed: MetaTensor, name: str, settings: PredictionConfig, seed: int) -> Fused:
+        values = np.asarray(placed, dtype=np.float32)
+        request = Request(
+            name,
+            seed,
+            settings.draws,
+            Sampling(settings.sampler, settings.steps, settings.grid),
+            settings.overlap,
+            settings.batch_size,
+        )
+        image = normalise(values, self.plan.normalisation or ())
+        return infer([run.model for run in self.runs], image, self.patch, request)
+
+    def _nothing(self, fused: Fused) -> Fused:
+        probability = np.zeros_like(fused.probability)
+        if self.codec.exclusive:
+            probability[0] = 1
+        spread = [math.nan] * len(fused.pairwise_dice)
+        return Fused(probability, np.zeros_like(fused.variance), spread, fused.network_calls)
+
+    def _on_scan_grid(self, fused: Fused, placed: MetaTensor, pipeline: Any) -> Answer:
+        stacked = np.concatenate([fused.probability, fused.variance[None]])
+        back = to_scan_grid(torch.from_numpy(stacked), placed, pipeline)
+        probability, variance = back[:-1], back[-1:]
+        mask = self.codec.decode(probability.as_tensor()[None])[0]
+        entropy = predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
+        doubt = torch.cat([torch.from_numpy(entropy)[None], variance.as_tensor()])
+        first = 1 if self.codec.exclusive else 0
+        meta = dict(placed.meta)
+        return Answer(
+            *(
+                MetaTensor(values.contiguous(), affine=back.affine, meta=meta)
+                for values in (mask, probability.as_tensor()[first:], doubt)
+            ),
+            record={},
+        )
+
+    def _record(
+        self, answer: Answer, image: MetaTensor, fused: Fused, settings: PredictionConfig
+    ) -> dict[str, Any]:
+        spacing = spacing_of(image)
+        volume = image.meta["kind"] == "nifti"
+        labels = np.asarray(answer.mask[0])
+        counts = {
+            name: int(np.isin(labels, members).sum())
+            for name, members in self.task.structures.items()
+        }
+        millilitres = {k: n * float(np.prod(spacing)) / 1000 for k, n in counts.items()}
+        spread = dict(zip(self.task.structures, fused.pairwise_dice, strict=True))
+        return {
+            "error": None,
+            "labels": self.labels,
+            "regions": self.task.regions,
+            "draws": settings.draws,
+            "steps": settings.steps,
+            "sampler": settings.sampler,
+            "models": len(self.runs),
+            "spacing_mm": list(spacing) if volume else None,
+            "voxels": counts,
+            "volumes_ml": millilitres if volume else None,
+            "pairwise_dice": {k: None if math.isnan(v) else v for k, v in spread.items()},
+            "network_calls": fused.network_calls,
+            "versions": {"medseg_diff": __version__, "torch": torch.__version__},
+        }
+
+    def _hashes(self, channels: Mapping[str, Path]) -> dict[str, Any]:
+        return {
+            "model": [run.card["sha256"][WEIGHTS] for run in self.runs],
+            "input": {name: io.file_sha256(path) for name, path in channels.items()},
+        }
+
+    def _plausibility(self, mask: MetaTensor) -> list[str]:
+        labels = np.asarray(mask)
+        sentences = []
+        for name, members in self.task.structures.items():
+            share = float(np.isin(labels, members).mean())
+            if share == 0:
+                sentences.append(f"{name}: nothing was found")
+            elif share > LARGE_SHARE:
+                sentences.append(f"{name}: fills {share:.0%} of the scan")
+        return sentences
+
+
+def _checked(defaults: PredictionConfig, given: Mapping[str, Any]) -> PredictionConfig:
+    """The configuration's settings with the caller's on top, within their ranges."""
+    from pydantic import ValidationError
+
+    try:
+        return PredictionConfig.model_validate({**defaults.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise UsageError(first["msg"], field=flag, found=repr(first["input"])) from None

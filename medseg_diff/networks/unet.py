@@ -1,0 +1,179 @@
+"""One U-Net for every part: baseline segmenter, image conditioner and time-aware denoiser.
+
+Built of MONAI's convolution and up-sampling blocks in the shape of Diff-UNet's networks
+(Xing et al. 2023, arXiv 2303.10326): two convolutions a level, instance norm, LeakyReLU 0.1,
+max-pooling down, transposed convolution up, and the time embedding added between the two
+convolutions of every level.
+
+Legend: B batch, C channels, *S spatial axes, L levels (level 0 is full resolution).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Maps(NamedTuple):
+    """Feature maps of a U-Net, finest first.
+
+    Attributes:
+        encoder: L maps, level l at 1 / 2**l of the padded input's resolution.
+        decoder: L maps of the same shapes; the last is the encoder's deepest.
+    """
+
+    encoder: tuple[Tensor, ...]
+    decoder: tuple[Tensor, ...]
+
+
+def pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+    """Pad the end of every spatial axis by its edge value to a multiple of ``factor``."""
+    padding: list[int] = []
+    for size in reversed(x.shape[2:]):
+        padding += [0, -size % factor]
+    return functional.pad(x, padding, mode="replicate") if any(padding) else x
+
+
+def crop_to(x: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`pad_to_multiple`: keep the first voxels, as many as ``like`` has."""
+    for axis, size in enumerate(like.shape[2:], start=2):
+        x = x.narrow(axis, 0, size)
+    return x
+
+
+class TimeEmbedding(nn.Module):
+    """Times in [0, 1] -> (B, channels): sinusoids of 1000 t, then two linear layers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.frequencies = channels // 4
+        self.layers = nn.Sequential(
+            nn.Linear(2 * self.frequencies, channels), nn.SiLU(), nn.Linear(channels, channels)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times of shape (B,)."""
+        steps = torch.arange(self.frequencies, device=t.device, dtype=torch.float32)
+        rates = torch.exp(-math.log(10_000) * steps / max(self.frequencies - 1, 1))
+        angles = 1000 * t.float()[:, None] * rates[None]
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class TwoConv(nn.Module):
+    """Convolution, norm, activation, twice; time enters between the two."""
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, channels: int, time_channels: int | None
+    ) -> None:
+        super().__init__()
+
+        def unit(into: int) -> nn.Module:
+            return Convolution(
+                spatial_dims,
+                into,
+                channels,
+                norm=("instance", {"affine": True}),
+                act=("leakyrelu", {"negative_slope": 0.1, "inplace": True}),
+            )
+
+        self.first, self.second = unit(in_channels), unit(channels)
+        self.time = (
+            None
+            if time_channels is None
+            else nn.Sequential(nn.SiLU(), nn.Linear(time_channels, channels))
+        )
+
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        """(B, in_channels, *S), (B, time_channels) -> (B, channels, *S)."""
+        x = self.first(x)
+        if self.time is not None and time is not None:
+            shift = self.time(time)
+            x = x + shift.reshape(*shift.shape, *([1] * (x.ndim - 2)))
+        return self.second(x)
+
+
+class UNet(nn.Module):
+    """U-Net in 2-D or 3-D for inputs of any size.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, or None for a network asked for its maps only.
+        features: Channels of each level, finest first; L - 1 halvings of resolution.
+        time_channels: Width of the time embedding, or None for a network that knows no time.
+        context_channels: Channels of the context map that each encoder level takes, or None.
+            The map is added (Diff-UNet), through a 1x1 convolution where the widths differ.
+        decoder: False leaves the decoder away: a pyramid of encoder maps.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int | None,
+        features: Sequence[int],
+        *,
+        time_channels: int | None = None,
+        context_channels: Sequence[int] | None = None,
+        decoder: bool = True,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        up = nn.ConvTranspose3d if spatial_dims == 3 else nn.ConvTranspose2d
+        self.pool = nn.MaxPool3d(2) if spatial_dims == 3 else nn.MaxPool2d(2)
+        self.factor = 2 ** (len(features) - 1)
+        self.embedding = None if time_channels is None else TimeEmbedding(time_channels)
+        widths = [in_channels, *features]
+        self.down = nn.ModuleList(
+            TwoConv(spatial_dims, widths[level], widths[level + 1], time_channels)
+            for level in range(len(features))
+        )
+        self.mix = nn.ModuleList(
+            nn.Identity() if given == width else conv(given, width, 1)
+            for given, width in zip(context_channels or (), features, strict=False)
+        )
+        shallow = range(len(features) - 1 if decoder else 0)
+        self.up = nn.ModuleList(
+            up(features[level + 1], features[level], kernel_size=2, stride=2) for level in shallow
+        )
+        self.merge = nn.ModuleList(
+            TwoConv(spatial_dims, 2 * features[level], features[level], time_channels)
+            for level in shallow
+        )
+        self.head = None if out_channels is None else conv(features[0], out_channels, 1)
+
+    def maps(
+        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
+    ) -> Maps:
+        """Feature maps of the padded input; times (B,), context maps finest first."""
+        time = None if self.embedding is None or t is None else self.embedding(t)
+        x = pad_to_multiple(x, self.factor)
+        encoder: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else self.pool(x), time)
+            if context is not None:
+                x = x + self.mix[level](context[level])
+            encoder.append(x)
+        decoder = [x]
+        for level in reversed(range(len(self.up))):
+            x = self.merge[level](torch.cat([encoder[level], self.up[level](x)], dim=1), time)
+            decoder.insert(0, x)
+        return Maps(tuple(encoder), tuple(decoder))
+
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """(B, in_channels, *S) -> (B, out_channels, *S)."""
+        return self.read_out(self.maps(x, t, context), x)
+
+    def read_out(self, maps: Maps, like: Tensor) -> Tensor:
+        """Output (B, out_channels, *S) at the size of ``like`` from maps already computed."""
+        if self.head is None:
+            raise RuntimeError("this network has no output; ask for its maps")
+        return crop_to(self.head(maps.decoder[0]), like)

@@ -1,0 +1,133 @@
+"""Which prediction, reference and image are one case: files paired by their names' stems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg_diff.errors import InputError
+from medseg_diff.io import case_stem
+
+MASK_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
+_COMPANIONS = ("_prob", "_doubt")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Files of one case.
+
+    Attributes:
+        prediction: None where the case's JSON says that predicting it failed.
+        record: The prediction's JSON, empty where there is none.
+        doubt: The prediction's doubt map, if it was written.
+    """
+
+    name: str
+    reference: Path
+    prediction: Path | None
+    record: Mapping[str, Any]
+    image: Path | None = None
+    doubt: Path | None = None
+
+
+def pair_cases(
+    pred_dir: str | Path,
+    ref_dir: str | Path,
+    images: str | Path | Mapping[str, Path] | None = None,
+) -> list[CaseFiles]:
+    """Match predictions, references and images, sorted by case.
+
+    A case whose JSON says ``"status": "failed"`` needs no mask, and one that is there is not used.
+
+    Raises:
+        InputError: if a folder is missing or empty, or naming every file without a partner and
+            every case with several.
+    """
+    pred, ref = _folder(pred_dir, "predictions"), _folder(ref_dir, "references")
+    written = _files(pred, MASK_SUFFIXES)
+    predictions = {s: paths for s, paths in written.items() if not s.endswith(_COMPANIONS)}
+    doubts = {s.removesuffix("_doubt"): p[0] for s, p in written.items() if s.endswith("_doubt")}
+    references = _files(ref, MASK_SUFFIXES)
+    records = _records(pred)
+    failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
+    answered = set(predictions) | failed
+    pictures = _images(images)
+    common = answered & set(references)
+    problems = {
+        "prediction without reference": sorted(answered - set(references)),
+        "reference without prediction": sorted(set(references) - answered),
+        "several predictions of one case": sorted(s for s, p in predictions.items() if len(p) > 1),
+        "several references of one case": sorted(s for s, p in references.items() if len(p) > 1),
+        "case without image": sorted(common - set(pictures)) if images is not None else [],
+    }
+    found = "; ".join(f"{what}: {', '.join(stems)}" for what, stems in problems.items() if stems)
+    if found:
+        raise InputError(
+            "cases do not pair up",
+            found=found,
+            expected="one prediction and one reference per case, with the same stem",
+            remedy="add, rename or remove these files",
+        )
+    if not common:
+        raise InputError(
+            "no masks to score", file=pred, expected=f"files ending in {', '.join(MASK_SUFFIXES)}"
+        )
+    return [
+        CaseFiles(
+            name=stem,
+            reference=references[stem][0],
+            prediction=None if stem in failed else predictions[stem][0],
+            record=records.get(stem, {}),
+            image=pictures.get(stem),
+            doubt=doubts.get(stem),
+        )
+        for stem in sorted(common)
+    ]
+
+
+def _folder(path: str | Path, what: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"no such folder of {what}", file=folder)
+    return folder
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the folder's files of the given kinds by stem, leaving out hidden ones."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        hidden = path.name.startswith(".")
+        if path.is_file() and not hidden and path.name.lower().endswith(tuple(suffixes)):
+            found.setdefault(case_stem(path), []).append(path)
+    return found
+
+
+def _records(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the JSON record of every prediction, by stem."""
+    records: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                "not readable as JSON", file=path, found=str(error), remedy="predict it again"
+            ) from error
+        if isinstance(record, dict):
+            records[path.stem] = record
+    return records
+
+
+def _images(images: str | Path | Mapping[str, Path] | None) -> dict[str, Path]:
+    if images is None:
+        return {}
+    if isinstance(images, Mapping):
+        return {case: Path(path) for case, path in images.items()}
+    found = _files(_folder(images, "images"), IMAGE_SUFFIXES)
+    plain = {stem: paths[0] for stem, paths in found.items()}
+    # nnU-Net's layout appends the channel's number; the first channel is shown.
+    first = {s.removesuffix("_0000"): path for s, path in plain.items() if s.endswith("_0000")}
+    return {**first, **plain}

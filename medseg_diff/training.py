@@ -1,0 +1,317 @@
+"""Training: one loop on Hugging Face Accelerate, counted in optimiser steps.
+
+Everything random about a step is fixed by its number (see ``data/dataset.py``), so the loop's own
+state is the weights, their running average, the optimiser and the step.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from medseg_diff import resume as resuming
+from medseg_diff.checkpoint import load_tensors, save_model, transfer_weights
+from medseg_diff.config import Config, TrainingConfig
+from medseg_diff.data.caselist import CaseList
+from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
+from medseg_diff.data.prepare import prepare
+from medseg_diff.data.records import Batch
+from medseg_diff.ensemble import Request, infer
+from medseg_diff.errors import InputError
+from medseg_diff.metrics import dice
+from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
+from medseg_diff.resume import Average, Progress
+from medseg_diff.training_log import TrainingLog, model_card
+
+Report = Callable[[Progress, dict[str, float]], None]
+
+
+class Stopped(Exception):
+    """A signal asked the training to stop; its state is saved.
+
+    Attributes:
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; `--resume` goes on from here")
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to start.
+
+    Attributes:
+        resume: Go on from the run's last whole checkpoint.
+        allow_mismatch: Resume although the configuration or the data changed.
+        init: Run folder or safetensors file to fine-tune from.
+        report: Called after every step with the progress and the values to show.
+    """
+
+    resume: bool = False
+    allow_mismatch: bool = False
+    init: Path | None = None
+    report: Report | None = None
+
+
+@dataclass
+class _Run:
+    """What the loop works on."""
+
+    config: Config
+    cases: CaseList
+    out: Path
+    accelerator: Accelerator
+    model: SegmentationModel
+    wrapped: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: Average
+    progress: Progress
+    validation: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+def fit(config: Config, out: str | Path, options: Options | None = None) -> Path:
+    """Train a model and write its run folder.
+
+    Args:
+        config: What to train; open keys of ``task`` and ``plan`` are filled in from the data.
+        out: Run folder; must be new or empty unless resuming.
+        options: How to start.
+
+    Returns:
+        The run folder, which :func:`medseg_diff.load` reads.
+
+    Raises:
+        InputError: on bad data, a used folder, nothing to resume, or a loss that stays NaN.
+        Stopped: after a signal, with the state saved.
+    """
+    options, out = options or Options(), Path(out)
+    resuming.check_folder(out, resume=options.resume)
+    config, cases, facts = prepare(config)
+    run = _start(config, cases, out, options)
+    digest = resuming.identity(config, cases)
+    warnings: list[str] = []
+    if options.resume:
+        warnings = resuming.restore(
+            out, run.model, run.average, run.optimiser, run.progress, digest, options.allow_mismatch
+        )
+    log = TrainingLog(out, run.progress.step, enabled=run.accelerator.is_main_process)
+    for sentence in warnings:
+        log.warn(sentence)
+    card = model_card(config, cases, facts, run.model)
+    training_set = TrainingSet(
+        cached_cases(cases, cases.part("train"), config.task, config.plan),
+        config,
+        run.model.codec.channels,
+    )
+    run.validation = _validation_cases(run)
+    try:
+        with _signals() as caught:
+            _loop(run, training_set, log, card, digest, options.report, caught)
+    finally:
+        log.close()
+    return out
+
+
+def _start(config: Config, cases: CaseList, out: Path, options: Options) -> _Run:
+    accelerator = Accelerator(
+        mixed_precision=config.training.precision, cpu=not torch.cuda.is_available()
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    if options.init is not None:
+        source = options.init / "model.safetensors" if options.init.is_dir() else options.init
+        fresh = transfer_weights(model, load_tensors(source))
+        if len(fresh) == len(model.state_dict()):
+            raise InputError(
+                "no weight fits this model",
+                file=source,
+                field="--init",
+                remedy="use a run of the same recipe and widths",
+            )
+    training = config.training
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    model.train().to(accelerator.device)
+    average = Average(model, training.ema_decay)
+    wrapped, prepared = accelerator.prepare(model, optimiser)
+    return _Run(config, cases, out, accelerator, model, wrapped, prepared, average, Progress())
+
+
+def _loop(
+    run: _Run,
+    training_set: TrainingSet,
+    log: TrainingLog,
+    card: dict[str, object],
+    digest: dict[str, str],
+    report: Report | None,
+    caught: list[int],
+) -> None:
+    training, progress, main = run.config.training, run.progress, run.accelerator.is_main_process
+    stream = batches(
+        training_set,
+        progress.step * training.accumulate,
+        training.steps * training.accumulate,
+        rank=run.accelerator.process_index,
+        world=run.accelerator.num_processes,
+    )
+    while progress.step < training.steps:
+        began = time.perf_counter()
+        number = progress.step * training.accumulate
+        values = _step(run, stream)
+        _count_bad(run, training_set, values["loss"], number)
+        progress.step += 1
+        last = progress.step == training.steps
+        if progress.step % training.validate_every == 0 or last:
+            if main:
+                _validate(run, values, card)
+            run.accelerator.wait_for_everyone()
+        values["seconds"] = time.perf_counter() - began
+        if main:
+            log.row(progress.step, values)
+            if progress.step % training.save_every == 0 or last or caught:
+                resuming.save(
+                    run.out, run.model, run.average, run.optimiser, progress, digest
+                )
+        if report is not None and main:
+            report(progress, values)
+        if caught and not last:
+            raise Stopped(caught[0])
+
+
+def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
+    """One optimiser step over its micro-batches; the losses as means over all processes."""
+    training, accelerator = run.config.training, run.accelerator
+    rate = learning_rate(run.progress.step, training)
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate
+    run.optimiser.zero_grad()
+    sums: dict[str, float] = {}
+    for micro in range(training.accumulate):
+        batch = next(stream).to(accelerator.device)
+        final = micro == training.accumulate - 1
+        with nullcontext() if final else accelerator.no_sync(run.wrapped):
+            with accelerator.autocast():
+                loss: Loss = run.wrapped(batch)
+            accelerator.backward(loss.total / training.accumulate)
+        total = accelerator.reduce(loss.total.detach(), reduction="mean")
+        for name, value in {"loss": float(total), **loss.parts}.items():
+            sums[name] = sums.get(name, 0.0) + value / training.accumulate
+    norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), training.clip_norm)
+    if math.isfinite(sums["loss"]) and bool(torch.isfinite(torch.as_tensor(norm))):
+        run.optimiser.step()
+        run.average.update(run.model, run.progress.step)
+    return {**sums, "learning_rate": rate}
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """Linear warm-up, then cosine or polynomial (power 0.9) decay to 0, or constant."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    if training.schedule == "cosine":
+        return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    if training.schedule == "polynomial":
+        return float(training.learning_rate * (1 - done) ** 0.9)
+    return training.learning_rate
+
+
+def _count_bad(run: _Run, training_set: TrainingSet, loss: float, micro: int) -> None:
+    """Stop after several NaN or Inf losses in a row, naming the cases they came from."""
+    progress, training = run.progress, run.config.training
+    if math.isfinite(loss):
+        progress.bad_cases = []
+        return
+    first = micro * (run.config.plan.batch_size or 1)
+    numbers = range(first, first + (run.config.plan.batch_size or 1) * training.accumulate)
+    train = run.cases.part("train")
+    progress.bad_cases.append([train[training_set.case_of(n)[0]].case for n in numbers])
+    if len(progress.bad_cases) >= training.stop_after_bad_losses:
+        if run.accelerator.is_main_process:
+            resuming.save_bad_cases(run.out, progress)
+        raise InputError(
+            "the loss is not finite",
+            field=f"step {progress.step}",
+            found=f"{len(progress.bad_cases)} losses of NaN or Inf in a row",
+            remedy="look at the cases in bad_losses.json, or lower training.learning_rate; the "
+            "last good checkpoint is kept",
+        )
+
+
+def _validation_cases(run: _Run) -> list[dict[str, np.ndarray]]:
+    """Preprocessed validation cases, held by the main process only."""
+    part = run.cases.part("validation")[: run.config.training.validation_cases]
+    if not part or not run.accelerator.is_main_process or run.config.task is None:
+        return []
+    return list(cached_cases(run.cases, part, run.config.task, run.config.plan))
+
+
+def _validate(run: _Run, values: dict[str, float], card: dict[str, object]) -> None:
+    """Sample masks with the averaged weights; keep the weights if Dice is the best so far."""
+    with run.average.applied_to(run.model):
+        score = validation_dice(run.model, run.validation, run.config)
+        values["validation_dice"] = score
+        if math.isnan(score) or score >= run.progress.best_dice:
+            run.progress.best_dice = -1.0 if math.isnan(score) else score
+            run.progress.best_step = run.progress.step
+            training = {"steps": run.progress.step, "validation_dice": score}
+            save_model(run.out, run.model, run.config, {**card, "training": training})
+
+
+def validation_dice(
+    model: SegmentationModel, cases: Sequence[dict[str, np.ndarray]], config: Config
+) -> float:
+    """Mean Dice over cases and structures of one draw per case, on the model grid."""
+    if config.task is None or config.plan.patch_size is None:
+        raise ValueError("the configuration is not complete")
+    wanted, scores = config.prediction, []
+    patch = [*config.plan.patch_size, 1][:3]
+    sampling = Sampling(wanted.sampler, wanted.steps, wanted.grid)
+    was_training = model.training
+    model.eval()
+    for case in cases:
+        request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
+        fused = infer([model], case["image"], patch, request)
+        labels = model.codec.decode(torch.from_numpy(fused.probability)[None])[0, 0].numpy()
+        for members in config.task.structures.values():
+            truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
+            if truth.any() or found.any():
+                scores.append(dice(found, truth))
+    model.train(was_training)
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM; a second one acts at once."""
+    caught: list[int] = []
+    previous = {}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[each] = signal.signal(each, note)
+        except ValueError:  # not the main thread: signals are somebody else's
+            break
+    try:
+        yield caught
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
