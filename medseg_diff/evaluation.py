@@ -27,8 +27,6 @@ from medseg_diff.pairing import CaseFiles, pair_cases
 from medseg_diff.report import Picture, render_report
 
 _DEFAULT = ReadOptions()
-# Pictures take what the scores would not: the first of several volumes, NaN shown as 0.
-_FOR_SHOW = {"volume": 0, "nan_fill": 0.0}
 COLUMNS = (
     "case",
     "structure",
@@ -106,6 +104,9 @@ def evaluate(
         raise InputError(
             "not a distance", field="tolerance_mm", found=tolerance_mm, expected=">= 0"
         )
+    folder = Path(out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file, not a folder", file=folder, remedy="give another --out")
     cases = pair_cases(pred_dir, ref_dir, images)
     structures, allowed = _structures(cases, labels, regions, ignore_label, options)
     plan = _Plan(structures, allowed, ignore_label, tolerance_mm, options)
@@ -118,9 +119,6 @@ def evaluate(
         **summarise_table(per_case, patients=patients, seed=seed),
         "conventions": _conventions(plan, patients is not None, raster),
     }
-    folder = Path(out_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError("is a file, not a folder", file=folder, remedy="give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_text(folder / "per_case.csv", per_case.to_csv(index=False, float_format="%.6g"))
     atomic_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -358,7 +356,9 @@ def _view(case: CaseFiles, plan: _Plan) -> CaseView:
     for key, path in (("image", case.image), ("doubt", case.doubt)):
         if path is None:
             continue
-        shown[key] = np.asarray(read_image(path, replace(plan.options, **_FOR_SHOW)))
+        # A picture takes what a score would not: the first of several volumes, NaN shown as 0.
+        options = replace(plan.options, volume=0, nan_fill=0.0)
+        shown[key] = np.asarray(read_image(path, options))
         if shown[key].shape[1:] != reference.shape:
             raise InputError(
                 f"{key} is not on the grid of the masks",

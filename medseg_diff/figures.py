@@ -30,6 +30,7 @@ from scipy.optimize import linear_sum_assignment
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
 BOX_METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 _LEGEND_LIMIT = 24
+_LOG_ABOVE_MM = 20.0
 _INK = "#1d2733"
 
 
@@ -118,10 +119,17 @@ def box_plots(per_case: pd.DataFrame) -> bytes:
         for place, sample in zip(places, samples, strict=True):
             jitter = place + spread.uniform(-0.13, 0.13, len(sample))
             colour = COLOURS[(place - 1) % len(COLOURS)]
-            axes.plot(jitter, sample, "o", color=colour, markersize=4, alpha=0.75, mew=0)
+            axes.plot(
+                jitter, sample, "o", color=colour, markersize=4, alpha=0.75, mew=0, clip_on=False
+            )
         axes.set_xticks(
             places, [_plain(name) for name in names], rotation=30 if len(names) > 3 else 0
         )
+        if per_case[column].max() > _LOG_ABOVE_MM:
+            # One miss costs the image diagonal and would flatten all other boxes to a line.
+            axes.set_yscale("symlog", linthresh=1)
+            axes.yaxis.set_major_formatter("{x:g}")
+            label = label.replace("mm", "mm, log scale")
         axes.set_title(label, fontsize=11, loc="left", color=_INK)
         axes.grid(axis="y", color="#dde3ea", linewidth=0.8)
         axes.set_axisbelow(True)

@@ -6,6 +6,7 @@ grid's affine gives the image and the mask, so two grids show the same anatomy b
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,8 +126,6 @@ class NiftiFile:
 
     def write(self, path: Path) -> Path:
         """Write to ``path``, gzipped if its name says so."""
-        import gzip
-
         raw = self.tobytes()
         path.write_bytes(gzip.compress(raw) if path.name.lower().endswith(".gz") else raw)
         return path

@@ -194,3 +194,11 @@ def test_case_means_average_over_structures_and_leave_out_blanks():
     assert list(means["dice"]) == pytest.approx([1.0, 0.4])
     assert means.loc["b", "hd95_mm"] == 4.0
     assert math.isnan(means.loc["a", "nsd"])
+
+
+def test_summary_resamples_patients():
+    values = np.random.default_rng(3).random(12)
+    patients = ["p", "q", "r"] * 4
+    summary = statistics.summarise(values, patients=patients)
+    assert (summary.low, summary.high) == statistics.bootstrap_interval(values, patients=patients)
+    assert (summary.low, summary.high) != statistics.bootstrap_interval(values)

@@ -6,9 +6,7 @@ source file to a target file. Both refuse what they do not understand with an `I
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,7 +15,14 @@ from numpy.typing import NDArray
 from skimage.io import imsave
 
 from medseg_diff.errors import InputError
-from medseg_diff.io import ReadOptions, read_image, read_label, write_label, write_map
+from medseg_diff.io import (
+    ReadOptions,
+    atomic_file,
+    read_image,
+    read_label,
+    write_label,
+    write_map,
+)
 
 Writer = Callable[[Path, Path], None]
 Rule = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -27,15 +32,8 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy byte for byte; the target appears whole or not at all."""
     if target.exists() and target.samefile(source):
         return
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        shutil.copyfile(source, temporary)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with source.open("rb") as read, atomic_file(target) as write:
+        shutil.copyfileobj(read, write)
 
 
 def relabel(rule: Rule, n_classes: int) -> Writer:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -72,9 +72,10 @@ class NiftiGrid:
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> NiftiGrid:
         """Undo `as_meta`, also after MONAI has turned arrays into tensors."""
-        whole = {name: int(meta[name]) for name in _WHOLE}
-        real = {name: np.asarray(meta[name], np.float64) for name in _REAL}
-        return cls(shape=tuple(int(n) for n in meta["shape"]), **whole, **real)  # type: ignore[arg-type]
+        content: dict[str, Any] = {"shape": tuple(int(n) for n in meta["shape"])}
+        content |= {name: int(meta[name]) for name in _WHOLE}
+        content |= {name: np.asarray(meta[name], np.float64) for name in _REAL}
+        return cls(**content)
 
 
 _WHOLE = ("version", "sform_code", "qform_code", "xyzt_units")
@@ -125,8 +126,9 @@ def parse_header(head: bytes, path: Path, *, max_voxels: int) -> NiftiHeader:
             or scalings that are impossible, unsupported or larger than ``max_voxels``.
     """
     version = _version(head, path)
+    order = _byte_order(head, _SIZES[version], path)
     kind = nib.Nifti1Header if version == 1 else nib.Nifti2Header
-    raw = kind(head[: _SIZES[version]], check=False).structarr
+    raw = kind(head[: _SIZES[version]], order, check=False).structarr
     dims = _dims(raw["dim"], path)
     if math.prod(dims) > max_voxels:
         raise InputError(
@@ -150,7 +152,7 @@ def parse_header(head: bytes, path: Path, *, max_voxels: int) -> NiftiHeader:
         qform_code=int(raw["qform_code"]),
         xyzt_units=int(raw["xyzt_units"]),
     )
-    dtype = _dtype(int(raw["datatype"]), path).newbyteorder(raw.dtype["pixdim"].base.byteorder)
+    dtype = _dtype(int(raw["datatype"]), path).newbyteorder(order)
     offset = _offset(float(raw["vox_offset"]), _SIZES[version] + 4, path)
     return NiftiHeader(grid, dims, dtype, offset, slope, intercept)
 
@@ -182,6 +184,22 @@ def _version(head: bytes, path: Path) -> int:
         found=None if known else repr(head[344:348]),
         expected="n+1 or n+2",
         remedy="convert it to NIfTI first" if known else "check what wrote this file",
+    )
+
+
+def _byte_order(head: bytes, size: int, path: Path) -> Literal["<", ">"]:
+    """``"<"`` or ``">"``: the order in which the header's first field is its own size."""
+    if int.from_bytes(head[:4], "little") == size:
+        return "<"
+    if int.from_bytes(head[:4], "big") == size:
+        return ">"
+    raise InputError(
+        "header does not state its size",
+        file=path,
+        field="sizeof_hdr",
+        found=int.from_bytes(head[:4], "little"),
+        expected=size,
+        remedy="write the file again from its source",
     )
 
 

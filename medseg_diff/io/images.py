@@ -50,7 +50,7 @@ def read_channels(files: Mapping[str, str | Path], options: ReadOptions = DEFAUL
         require_same_grid(other, first)
     values = torch.cat([image.as_tensor() for image in images])
     names = [n for n, image in zip(files, images, strict=True) for _ in range(len(image))]
-    meta = dict(first.meta)
+    meta = {key: value for key, value in first.meta.items() if key != "affine"}
     meta["channels"] = names
     meta["warnings"] = [
         f"{name}: {sentence}" if len(images) > 1 else sentence

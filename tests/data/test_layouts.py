@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import nibabel as nib
 import numpy as np
@@ -350,8 +351,8 @@ def test_folders_may_be_one_folder_and_must_pair(isic: Path) -> None:
 
 
 def brats_case(home: Path, endings: tuple[str, ...], mask: Any) -> None:
-    for i, ending in enumerate(endings):
-        nifti(home / f"{home.name}{ending}.nii.gz", volume(10 * sum(map(ord, home.name)) + i))
+    for ending in endings:
+        nifti(home / f"{home.name}{ending}.nii.gz", volume(crc32(f"{home.name}{ending}".encode())))
     nifti(home / f"{home.name}{endings[0][0]}seg.nii.gz", mask, "uint8")
 
 

@@ -1,0 +1,244 @@
+"""The command line. Heavy modules load inside the commands, so that --help is instant.
+
+Exit codes: 0 done, 1 nothing could be done, 2 wrong use, 8 some cases failed, 130 and 143 stopped
+by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg_diff.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from medseg_diff.resume import Progress
+
+app = typer.Typer(
+    help="Diffusion models that segment medical images: train, predict, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """Train a small model on the embedded sample, predict, score and write a report."""
+    from medseg_diff.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Case list (cases.json) or its folder, instead of the YAML's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> by default.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value, e.g. training.steps=500.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last whole checkpoint.")] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option(help="Resume although configuration or data changed.")
+    ] = False,
+    init: Annotated[Path | None, typer.Option(help="Run to fine-tune from.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold of the cross-validation.")] = None,
+) -> None:
+    """Train a model."""
+    from medseg_diff.config import load_config
+
+    settings = list(override or [])
+    if data is not None:
+        # JSON is YAML: quoting keeps a path with ': ' or '#' a string.
+        settings.append(f"data.cases={_quoted(data)}")
+    if fold is not None:
+        settings.append(f"data.fold={fold}")
+    parsed = load_config(config, settings)
+    folder = out or Path("runs") / (parsed.name if fold is None else f"{parsed.name}_fold{fold}")
+    from medseg_diff.training import Options, Stopped, fit
+
+    with training_bar(parsed.training.steps) as report:
+        options = Options(resume, allow_mismatch, init, report)
+        try:
+            fit(parsed, folder, options)
+        except Stopped as stop:
+            print(f"{folder.name}: {stop}", file=sys.stderr)
+            raise typer.Exit(stop.exit_code) from None
+    print(f"trained: {folder}")
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        list[str], typer.Option(help="Run folder or 'hippocampus'; several form one ensemble.")
+    ],
+    input: Annotated[list[Path], typer.Option(help="Scans, or folders of scans.")],  # noqa: A002
+    out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
+    draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or ancestral.")] = None,
+    fuse: Annotated[str, typer.Option(help="How draws become one answer: mean.")] = "mean",
+    seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Windows x draws in a network call.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    affine: Annotated[str, typer.Option(help="auto, sform or qform, where they differ.")] = "auto",
+    assume_axcodes: Annotated[
+        str | None, typer.Option(help="e.g. RAS, for scans that do not say (research only).")
+    ] = None,
+    nan: Annotated[float | None, typer.Option(help="Value to put in place of NaN and Inf.")] = None,
+    volume: Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")] = None,
+) -> None:
+    """Segment scans: per case a mask, its probability, its doubt and a JSON."""
+    if fuse != "mean":
+        raise UsageError("unknown fusion rule", field="--fuse", found=fuse, expected="mean")
+    if affine not in ("auto", "sform", "qform"):
+        raise UsageError(
+            "unknown choice", field="--affine", found=affine, expected="auto, sform or qform"
+        )
+    from medseg_diff.batch import Outcome, check_output, find_cases, predict_many
+    from medseg_diff.inference import load
+    from medseg_diff.io import ReadOptions
+
+    predictor = load(model, device)
+    cases = find_cases(input, predictor.task.channels)
+    check_output(out, cases)
+
+    def report(index: int, outcome: Outcome) -> None:
+        status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
+        print(f"[{index + 1}/{len(cases)}] {outcome.case}: {status}", flush=True)
+
+    options = ReadOptions(
+        affine=affine,  # type: ignore[arg-type]  # checked above
+        assume_axcodes=assume_axcodes,
+        nan_fill=nan,
+        volume=volume,
+    )
+    code = predict_many(
+        predictor,
+        cases,
+        out,
+        report=report,
+        draws=draws,
+        steps=steps,
+        sampler=sampler,
+        seed=seed,
+        batch_size=batch_size,
+        options=options,
+    )
+    print(f"written to {out}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    pred: Annotated[Path, typer.Option(help="Folder that `predict` wrote.")],
+    ref: Annotated[Path, typer.Option(help="Folder of reference masks with the cases' names.")],
+    out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD.")] = 1.0,
+) -> None:
+    """Score predictions against reference masks."""
+    from medseg_diff.evaluation import evaluate as run
+
+    result = run(pred, ref, out, images=images, tolerance_mm=tolerance_mm)
+    print(result.describe())
+    print(f"report: {result.report}")
+
+
+@app.command()
+def info(
+    target: Annotated[str, typer.Argument(help="Run folder, shipped model, or scan.")],
+) -> None:
+    """Show what a model expects, or what a scan holds."""
+    from medseg_diff.describe import describe
+
+    print(describe(target))
+
+
+def _quoted(path: Path) -> str:
+    import json
+
+    return json.dumps(str(path))
+
+
+class training_bar:  # noqa: N801
+    """Context that shows a training's progress: a live bar on a terminal, lines elsewhere."""
+
+    def __init__(self, steps: int, label: str = "training") -> None:
+        self.steps, self.label = steps, label
+        self.bar: Bar | None = None
+        self.task: Any = None
+        self.dice = "-"
+        self.first: int | None = None
+
+    def __enter__(self) -> training_bar:
+        import time
+
+        self.started = time.monotonic()
+        if sys.stdout.isatty():
+            from rich import progress
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[values]}"),
+                progress.TimeRemainingColumn(),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.steps, values="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, progress: Progress, values: dict[str, float]) -> None:
+        """Show one step."""
+        import time
+
+        self.first = progress.step - 1 if self.first is None else self.first
+        if "validation_dice" in values:
+            self.dice = f"{values['validation_dice']:.3f}"
+        speed = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
+        left = (self.steps - progress.step) / speed
+        shown = f"loss {values['loss']:.3f}  Dice {self.dice}  {speed:.2f} steps/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=progress.step, values=shown)
+        elif progress.step % max(1, self.steps // 10) == 0 or progress.step == self.steps:
+            where = f"{self.label} {progress.step}/{self.steps}"
+            print(f"{where}  {shown}  {left:.0f} s left", flush=True)
+
+
+def main() -> None:
+    """Run a command; turn a refusal into its one line and its exit code."""
+    # Fork-safe and quiet by default; users who want the warnings set their own filter.
+    if "PYTHONWARNINGS" not in os.environ:
+        import warnings
+
+        warnings.filterwarnings("ignore")
+    try:
+        app()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""`medseg-diff info`: a model or a scan in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg_diff import io
+from medseg_diff.checkpoint import read_card
+from medseg_diff.errors import InputError
+from medseg_diff.inference import SHIPPED, _folder_of
+
+
+def describe(target: str) -> str:
+    """Text for a run folder, a shipped model's name or a scan."""
+    if target in SHIPPED or Path(target).is_dir():
+        return _model_lines(read_card(_folder_of(target)))
+    if not Path(target).is_file():
+        raise InputError("no such model or scan", file=target, remedy="check the path")
+    return _scan_lines(Path(target))
+
+
+def _model_lines(card: dict[str, Any]) -> str:
+    labels = ", ".join(f"{value} {name}" for name, value in card["labels"].items())
+    rows = {
+        "model": f"{card['name']} ({card['recipe']}, {card['parameters']:,} parameters)",
+        "expects": f"{card['modality']}: {', '.join(card['channels'])}; {card['spatial_dims']}-D",
+        "spacing": " x ".join(f"{s:g}" for s in card["spacing_mm"]) + " mm",
+        "labels": labels,
+        "trained": f"{card['data']['training_cases']} cases of {card['data']['name']}",
+        "validation": _validation(card["training"]),
+        "licence": card["data"]["licence"],
+        "use": card["intended_use"],
+    }
+    return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
+
+
+def _validation(training: dict[str, Any]) -> str:
+    score = training["validation_dice"]
+    shown = "none" if score is None else f"Dice {score:.3f}"
+    return f"{shown} at step {training['steps']}"
+
+
+def _scan_lines(path: Path) -> str:
+    image = io.read_image(path)
+    values = np.asarray(image)
+    rows = {
+        "scan": path.name,
+        "planes": len(image),
+        "shape": " x ".join(str(n) for n in image.shape[1:]),
+        "spacing": " x ".join(f"{s:.4g}" for s in io.read_spacing(path)),
+        "values": f"{values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}",
+        "warnings": "; ".join(image.meta["warnings"]) or "none",
+    }
+    return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
