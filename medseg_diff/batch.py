@@ -47,7 +47,8 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
     model of several groups ``<case>_<channel name>`` or ``<case>_0000``, ``<case>_0001`` ...
 
     Raises:
-        InputError: if no image is found, a case lacks a channel, or two files make one case.
+        InputError: if no image is found, or two files make one case or one output. A case that
+            lacks a channel fails by itself when it is predicted.
     """
     files: list[Path] = []
     for given in map(Path, inputs):
@@ -73,13 +74,15 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
                 remedy="rename one, or predict them into different folders",
             )
         other[channel] = path
-    _check_unique(groups)
-    return [Case(name, group) for name, group in groups.items()]
+    # Refuses names that would overwrite each other, on this system or on one without case (F44).
+    stems = io.output_names(groups)
+    return [Case(stems[Path(name)], group) for name, group in groups.items()]
 
 
 def _split_name(stem: str, channels: Sequence[str]) -> tuple[str, str]:
     """Case name and channel of a file's stem."""
-    for channel in channels:
+    # The longest name first: "ce_T1" also ends in "_T1".
+    for channel in sorted(channels, key=len, reverse=True):
         for separator in ("_", "-"):
             ending = f"{separator}{channel}".lower()
             if len(channels) > 1 and stem.lower().endswith(ending):
@@ -88,18 +91,6 @@ def _split_name(stem: str, channels: Sequence[str]) -> tuple[str, str]:
     if number and int(number[2]) < len(channels):
         return number[1], channels[int(number[2])]
     return stem, channels[0]
-
-
-def _check_unique(groups: Mapping[str, Mapping[str, Path]]) -> None:
-    """Names that differ only in case would overwrite each other on some systems (F44)."""
-    seen: dict[str, str] = {}
-    for name in groups:
-        twin = seen.setdefault(name.casefold(), name)
-        if twin != name:
-            raise InputError(
-                f"'{twin}' and '{name}' would be written under one name on some systems",
-                remedy="rename one",
-            )
 
 
 def predict_many(
@@ -166,7 +157,7 @@ def _predict_one(
         return Outcome(case.name, answer.record, None)
     except UsageError:
         raise
-    except (InputError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         line = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         line = " ".join(line.split())
         record = {"case": case.name, "status": "failed", "error": line, "warnings": []}

@@ -71,7 +71,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def save_model(run: Path, model: SegmentationModel, config: Config, card: Mapping[str, Any]) -> None:
+def save_model(
+    run: Path, model: SegmentationModel, config: Config, card: Mapping[str, Any]
+) -> None:
     """Write weights, configuration and card; the card last, since it vouches for the weights."""
     run.mkdir(parents=True, exist_ok=True)
     save_tensors(run / WEIGHTS, model.state_dict())
@@ -199,7 +201,7 @@ def latest_checkpoint(run: Path) -> tuple[Path, list[str]]:
     """
     for leftover in (run / CHECKPOINTS).glob(".new_*"):
         shutil.rmtree(leftover)
-    warnings = []
+    warnings: list[str] = []
     for candidate in reversed(checkpoints(run)):
         if _is_whole(candidate):
             return candidate, warnings

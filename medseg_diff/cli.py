@@ -42,7 +42,8 @@ def demo(
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
     data: Annotated[
-        Path | None, typer.Option(help="Case list (cases.json) or its folder, instead of the YAML's.")
+        Path | None,
+        typer.Option(help="Case list (cases.json) or its folder, instead of the YAML's."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> by default.")] = None,
     override: Annotated[
@@ -83,14 +84,16 @@ def predict(
     model: Annotated[
         list[str], typer.Option(help="Run folder or 'hippocampus'; several form one ensemble.")
     ],
-    input: Annotated[list[Path], typer.Option(help="Scans, or folders of scans.")],  # noqa: A002
+    input: Annotated[list[Path], typer.Option(help="Scans, or folders of scans.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim or ancestral.")] = None,
     fuse: Annotated[str, typer.Option(help="How draws become one answer: mean.")] = "mean",
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Windows x draws in a network call.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows x draws in a network call.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     affine: Annotated[str, typer.Option(help="auto, sform or qform, where they differ.")] = "auto",
     assume_axcodes: Annotated[

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medseg_diff.errors import InputError
+
 
 @dataclass(frozen=True)
 class OneHotCodec:
@@ -28,6 +30,11 @@ class OneHotCodec:
     members: tuple[tuple[int, ...], ...]
     exclusive: bool = True
     ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse regions that could not be painted back into one label map."""
+        if not self.exclusive:
+            self.painted_values()
 
     @property
     def channels(self) -> int:
@@ -85,15 +92,24 @@ class OneHotCodec:
         return labels
 
     def painted_values(self) -> Sequence[int]:
-        """For each region, the label it paints: one that no later (inner) region holds."""
+        """For each region, the label it paints: one that no later (inner) region holds.
+
+        Raises:
+            InputError: if a later region is neither inside an earlier one nor apart from it, or
+                a region holds no label of its own: painting would then change labels.
+        """
         painted = []
         for index, values in enumerate(self.members):
-            inner = {v for later in self.members[index + 1 :] for v in later}
-            own = [v for v in values if v not in inner]
-            if not own:
-                raise ValueError(
-                    f"region {index} holds no label of its own {values}; list regions from outer "
-                    "to inner"
+            later = [set(region) for region in self.members[index + 1 :]]
+            crossing = any(not (r <= set(values) or r.isdisjoint(values)) for r in later)
+            own = [v for v in values if not any(v in region for region in later)]
+            if crossing or not own:
+                raise InputError(
+                    "regions do not lie inside one another",
+                    field="regions",
+                    found=list(map(list, self.members)),
+                    expected="each inside an earlier one, or apart from it",
+                    remedy="list regions from outer to inner",
                 )
             painted.append(own[0])
         return painted

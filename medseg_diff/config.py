@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -65,7 +65,9 @@ class TaskConfig(Section):
         """Foreground structures by name, with the label values each holds."""
         if self.regions is not None:
             return dict(self.regions)
-        return {name: (value,) for name, value in self.labels.items() if value != 0}
+        # The codec's channels go by label value, in whatever order a case list names them.
+        by_value = sorted(self.labels.items(), key=lambda item: item[1])
+        return {name: (value,) for name, value in by_value if value != 0}
 
     @property
     def image_planes(self) -> int:
@@ -104,7 +106,9 @@ class ModelConfig(Section):
     concat_image: bool = True
     time_channels: int = Field(128, ge=4, multiple_of=4)
     schedule: Literal["linear", "cosine"] = "linear"
-    betas: tuple[float, ...] | None = Field(None, description="beta table instead of a schedule")
+    betas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
+        None, min_length=1, description="beta table instead of a schedule"
+    )
     input_scale: float = Field(1.0, gt=0, le=1)
     output: Literal["clean", "noise", "velocity", "correction"] = Field(
         "clean",
@@ -221,8 +225,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merged(old, value)
+        result[key] = value
     return result
 
 
@@ -232,7 +237,12 @@ def _with_override(keys: dict[str, Any], override: str) -> dict[str, Any]:
         raise UsageError(
             "an override has the form key.sub=value", field="--set", found=repr(override)
         )
-    tree: Any = yaml.safe_load(text)
+    try:
+        tree: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(
+            "the value is not valid YAML", field="--set", found=repr(override)
+        ) from None
     for part in reversed(name.split(".")):
         tree = {part: tree}
     return merged(keys, tree)
@@ -247,6 +257,8 @@ def _as_input_error(error: ValidationError, file: Path | None) -> UsageError:
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in location[:-1]:
+            if part.isdigit():
+                continue
             field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
             section = _section_of(field.annotation) if field is not None else None
         names = list(getattr(section, "model_fields", {}))
@@ -265,8 +277,8 @@ def _as_input_error(error: ValidationError, file: Path | None) -> UsageError:
 
 
 def _section_of(annotation: Any) -> Any:
-    """The Section inside an annotation such as ``TaskConfig | None``."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
+    """The Section inside an annotation such as ``tuple[Normalisation, ...] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inner = (_section_of(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((section for section in inner if section is not None), None)

@@ -80,9 +80,7 @@ def _predict_and_score(name: str, model: str, cases: CaseList, out: Path) -> Eva
     folder = out / "predictions" / name
     predictor = load(model, "cpu")
     _say(f"predicting {len(test)} cases with {name}")
-    predict_many(
-        predictor, [Case(c.case, cases.channel_paths(c)) for c in test], folder, seed=SEED
-    )
+    predict_many(predictor, [Case(c.case, cases.channel_paths(c)) for c in test], folder, seed=SEED)
     return evaluate(
         folder,
         cases.reference_paths(test[0])[0].parent,

@@ -9,6 +9,7 @@ Legend: W windows, D draws, K classes or regions, *S spatial axes (always three 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,7 @@ class _Canvas:
     masks: NDArray[np.uint8]
 
 
-def windows(
-    shape: Sequence[int], patch: Sequence[int], overlap: float
-) -> list[tuple[slice, ...]]:
+def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
     """Windows that cover a grid, each of ``patch`` voxels, by MONAI's geometry."""
     step = [max(1, int(n * (1 - overlap))) if n > 1 else 1 for n in patch]
     found: list[tuple[slice, ...]] = dense_patch_slices(shape, patch, step)
@@ -99,7 +98,7 @@ def infer(
     padded, shape = _pad_to(image, patch)
     codec = models[0].codec
     first = 1 if codec.exclusive else 0
-    members = sum(request.draws if m.stochastic else 1 for m in models)
+    members = _members(models, request)
     size = padded.shape[1:]
     structures = codec.channels - first
     canvas = _Canvas(
@@ -130,6 +129,11 @@ def infer(
     )
 
 
+def _members(models: Sequence[SegmentationModel], request: Request) -> int:
+    """Draws of all models together; a model without noise has one answer."""
+    return sum(request.draws if m.stochastic else 1 for m in models)
+
+
 Answer = tuple[tuple[slice, ...], RunningMoments, NDArray[np.uint8]]
 
 
@@ -143,8 +147,11 @@ def _draw_group(
 ) -> Iterator[Answer]:
     """Draws of a group of windows from every model, fused per window."""
     moments = [RunningMoments() for _ in group]
-    masks: list[list[NDArray[np.bool_]]] = [[] for _ in group]
-    exclusive = models[0].codec.exclusive
+    codec = models[0].codec
+    patch = [s.stop - s.start for s in group[0]]
+    # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
+    packed = (codec.channels - first, *patch, (_members(models, request) + 7) // 8)
+    masks = [np.zeros(packed, np.uint8) for _ in group]
     for member, model in enumerate(models):
         device = next(model.parameters()).device
         flat = _is_flat(group[0])
@@ -163,10 +170,11 @@ def _draw_group(
             for w in range(len(group)):
                 for d in range(len(numbers)):
                     p = drawn[w, d]
+                    byte, bit = divmod(moments[w].count, 8)
+                    present = _present(p, first, exclusive=codec.exclusive).astype(np.uint8)
+                    masks[w][..., byte] |= present << (7 - bit)
                     moments[w].add(p)
-                    masks[w].append(_present(p, first, exclusive=exclusive))
-    for place, moment, mask in zip(group, moments, masks, strict=True):
-        yield place, moment, np.packbits(np.stack(mask, axis=-1), axis=-1)
+    yield from zip(group, moments, masks, strict=True)
 
 
 def _draw(
@@ -194,13 +202,13 @@ def _draw(
         stacked = torch.from_numpy(np.stack(cuts)).to(device)
         return stacked[..., 0] if flat else stacked
 
-    estimate = None
-    for estimate in model.trajectory(
-        context.repeat(len(numbers)), noise(0), request.sampling, lambda k: noise(k + 1)
-    ):
-        pass
-    if estimate is None:
-        raise RuntimeError("the sampler made no step")
+    # Only the last step's estimate is kept: a trajectory of any length needs one state.
+    (estimate,) = deque(
+        model.trajectory(
+            context.repeat(len(numbers)), noise(0), request.sampling, lambda k: noise(k + 1)
+        ),
+        maxlen=1,
+    )
     p = estimate.probabilities.float().cpu().numpy()
     p = p[..., None] if flat else p
     result: Array = p.reshape(len(group), len(numbers), *p.shape[1:])

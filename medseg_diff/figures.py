@@ -119,9 +119,9 @@ def box_plots(per_case: pd.DataFrame) -> bytes:
         for place, sample in zip(places, samples, strict=True):
             jitter = place + spread.uniform(-0.13, 0.13, len(sample))
             colour = COLOURS[(place - 1) % len(COLOURS)]
-            axes.plot(
-                jitter, sample, "o", color=colour, markersize=4, alpha=0.75, mew=0, clip_on=False
-            )
+            # Dots at 0 and 1 are not cut in half, and an empty sample must not move the layout.
+            dots = {"markersize": 4, "alpha": 0.75, "mew": 0, "clip_on": False, "in_layout": False}
+            axes.plot(jitter, sample, "o", color=colour, **dots)
         axes.set_xticks(
             places, [_plain(name) for name in names], rotation=30 if len(names) > 3 else 0
         )

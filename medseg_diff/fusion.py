@@ -28,18 +28,19 @@ class RunningMoments:
         """Take one more array of the same shape."""
         self.count += 1
         if self.mean is None or self._squares is None:
-            self.mean, self._squares = values.astype(np.float32), np.zeros_like(values, np.float32)
+            self.mean = np.array(values, dtype=np.float32)
+            self._squares = np.zeros(values.shape, dtype=np.float32)
             return
         delta = values - self.mean
-        self.mean = self.mean + delta / self.count
-        self._squares = self._squares + delta * (values - self.mean)
+        self.mean += delta / np.float32(self.count)
+        self._squares += delta * (values - self.mean)
 
     @property
     def variance(self) -> Array:
         """Variance over the stream (divided by N); zeros after one array."""
         if self._squares is None:
             raise ValueError("no array was added")
-        return self._squares / max(self.count, 1)
+        return self._squares / np.float32(self.count)
 
 
 def predictive_entropy(probabilities: Array, *, exclusive: bool) -> Array:

@@ -20,7 +20,13 @@ from monai.data import MetaTensor
 from medseg_diff import __version__, io
 from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PredictionConfig
-from medseg_diff.data.transforms import load_image, normalise, spacing_of, to_model_grid, to_scan_grid
+from medseg_diff.data.transforms import (
+    load_image,
+    normalise,
+    spacing_of,
+    to_model_grid,
+    to_scan_grid,
+)
 from medseg_diff.ensemble import Fused, Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.fusion import predictive_entropy
@@ -153,7 +159,7 @@ class Predictor:
         pipeline = to_model_grid(self.plan)
         placed: MetaTensor = pipeline(image)
         fused = self._infer(placed, name, settings, seed)
-        if float(image.max()) == float(image.min()):
+        if all(float(plane.max()) == float(plane.min()) for plane in image):
             warnings.append("constant image: the mask is empty")
             fused = self._nothing(fused)
         answer = self._on_scan_grid(fused, placed, pipeline)
@@ -214,14 +220,12 @@ class Predictor:
         entropy = predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
         doubt = torch.cat([torch.from_numpy(entropy)[None], variance.as_tensor()])
         first = 1 if self.codec.exclusive else 0
-        meta = dict(placed.meta)
-        return Answer(
-            *(
-                MetaTensor(values.contiguous(), affine=back.affine, meta=meta)
-                for values in (mask, probability.as_tensor()[first:], doubt)
-            ),
-            record={},
-        )
+        meta = {key: value for key, value in placed.meta.items() if key != "affine"}
+
+        def image(values: torch.Tensor) -> MetaTensor:
+            return MetaTensor(values.contiguous(), affine=back.affine, meta=dict(meta))
+
+        return Answer(image(mask), image(probability.as_tensor()[first:]), image(doubt), {})
 
     def _record(
         self, answer: Answer, image: MetaTensor, fused: Fused, settings: PredictionConfig

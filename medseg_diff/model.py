@@ -165,7 +165,7 @@ class DiffusionModel(SegmentationModel):
     def clean(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """Estimate of the clean state, (B, K, *S)."""
         output = self.raw(x_t, t, context)
-        if self.output in ("clean", "correction"):
+        if self.output == "clean" or self.output == "correction":
             return self.codec.state_from_logits(output)
         return clean_from(self.output, self.path, output, x_t, t).clamp(-1, 1)
 
@@ -221,7 +221,7 @@ def mask_losses(
     objective: ObjectiveConfig,
     squared: bool = True,
 ) -> dict[str, Tensor]:
-    """Weighted losses on a decoded mask: Dice (without background), cross-entropy, squared error."""
+    """Weighted losses on a decoded mask; Dice leaves the background out."""
     truth, weight = codec.targets(labels), codec.weight(labels)
     probabilities = codec.probabilities(logits)
     first = 1 if codec.exclusive else 0

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 
 from medseg_diff import resume as resuming
 from medseg_diff.checkpoint import load_tensors, save_model, transfer_weights
-from medseg_diff.config import Config, TrainingConfig
+from medseg_diff.config import Config, TaskConfig, TrainingConfig
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
 from medseg_diff.data.prepare import prepare
@@ -34,6 +35,7 @@ from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
 
+Preprocessed = dict[str, Any]
 Report = Callable[[Progress, dict[str, float]], None]
 
 
@@ -79,7 +81,7 @@ class _Run:
     optimiser: torch.optim.Optimizer
     average: Average
     progress: Progress
-    validation: list[dict[str, np.ndarray]] = field(default_factory=list)
+    validation: list[Preprocessed] = field(default_factory=list)
 
 
 def fit(config: Config, out: str | Path, options: Options | None = None) -> Path:
@@ -112,7 +114,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         log.warn(sentence)
     card = model_card(config, cases, facts, run.model)
     training_set = TrainingSet(
-        cached_cases(cases, cases.part("train"), config.task, config.plan),
+        cached_cases(cases, cases.part("train"), task_of(config), config.plan),
         config,
         run.model.codec.channels,
     )
@@ -123,6 +125,13 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     finally:
         log.close()
     return out
+
+
+def task_of(config: Config) -> TaskConfig:
+    """The task of a configuration that :func:`prepare` completed."""
+    if config.task is None:
+        raise ValueError("the configuration is not complete: it has no task")
+    return config.task
 
 
 def _start(config: Config, cases: CaseList, out: Path, options: Options) -> _Run:
@@ -183,9 +192,7 @@ def _loop(
         if main:
             log.row(progress.step, values)
             if progress.step % training.save_every == 0 or last or caught:
-                resuming.save(
-                    run.out, run.model, run.average, run.optimiser, progress, digest
-                )
+                resuming.save(run.out, run.model, run.average, run.optimiser, progress, digest)
         if report is not None and main:
             report(progress, values)
         if caught and not last:
@@ -251,12 +258,13 @@ def _count_bad(run: _Run, training_set: TrainingSet, loss: float, micro: int) ->
         )
 
 
-def _validation_cases(run: _Run) -> list[dict[str, np.ndarray]]:
+def _validation_cases(run: _Run) -> list[Preprocessed]:
     """Preprocessed validation cases, held by the main process only."""
     part = run.cases.part("validation")[: run.config.training.validation_cases]
-    if not part or not run.accelerator.is_main_process or run.config.task is None:
+    if not part or not run.accelerator.is_main_process:
         return []
-    return list(cached_cases(run.cases, part, run.config.task, run.config.plan))
+    cached = cached_cases(run.cases, part, task_of(run.config), run.config.plan)
+    return [cached[index] for index in range(len(part))]
 
 
 def _validate(run: _Run, values: dict[str, float], card: dict[str, object]) -> None:
@@ -272,11 +280,11 @@ def _validate(run: _Run, values: dict[str, float], card: dict[str, object]) -> N
 
 
 def validation_dice(
-    model: SegmentationModel, cases: Sequence[dict[str, np.ndarray]], config: Config
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
 ) -> float:
     """Mean Dice over cases and structures of one draw per case, on the model grid."""
-    if config.task is None or config.plan.patch_size is None:
-        raise ValueError("the configuration is not complete")
+    if config.plan.patch_size is None:
+        raise ValueError("the configuration is not complete: it has no patch size")
     wanted, scores = config.prediction, []
     patch = [*config.plan.patch_size, 1][:3]
     sampling = Sampling(wanted.sampler, wanted.steps, wanted.grid)
@@ -286,7 +294,7 @@ def validation_dice(
         request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
         fused = infer([model], case["image"], patch, request)
         labels = model.codec.decode(torch.from_numpy(fused.probability)[None])[0, 0].numpy()
-        for members in config.task.structures.values():
+        for members in task_of(config).structures.values():
             truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
             if truth.any() or found.any():
                 scores.append(dice(found, truth))
@@ -298,7 +306,7 @@ def validation_dice(
 def _signals() -> Iterator[list[int]]:
     """Collect the first SIGINT or SIGTERM; a second one acts at once."""
     caught: list[int] = []
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def note(signum: int, frame: FrameType | None) -> None:
         caught.append(signum)

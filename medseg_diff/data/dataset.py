@@ -131,11 +131,11 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
 
 def crop(values: NDArray[Any], centre: NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:
     """Cut (C, *size) around a centre voxel; what lies outside repeats the edge."""
-    index = []
+    index: list[NDArray[np.int64]] = [np.arange(len(values))]
     for axis, (middle, length) in enumerate(zip(centre, size, strict=True), start=1):
         span = np.arange(length) + int(middle) - length // 2
         index.append(span.clip(0, values.shape[axis] - 1))
-    result: NDArray[Any] = values[np.ix_(range(len(values)), *index)]
+    result: NDArray[Any] = values[np.ix_(*index)]
     return result
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from medseg_diff import io
@@ -72,8 +74,6 @@ def fingerprint(
     cases: CaseList, part: Sequence[Case], task: TaskConfig, orientation: str
 ) -> Fingerprint:
     """Measure up to 60 evenly chosen training cases."""
-    from monai.transforms import Orientation
-
     if not part:
         raise InputError("no training case", field="cases", remedy="give cases part 'train'")
     planes = planes_of(cases.channel_paths(part[0]))
@@ -153,7 +153,9 @@ def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisati
             Normalisation(kind="ct", clip=(low, high), mean=mean, sd=max(sd, 1e-6))
             for low, high, mean, sd in found.foreground.tolist()
         )
-    kind = "zscore_foreground" if task.modality == "MR" else "zscore"
+    kind: Literal["zscore_foreground", "zscore"] = (
+        "zscore_foreground" if task.modality == "MR" else "zscore"
+    )
     return tuple(Normalisation(kind=kind) for _ in range(sum(found.planes)))
 
 

@@ -60,7 +60,5 @@ def prepare(config: Config) -> tuple[Config, CaseList, DataFacts]:
         found = fingerprint(cases, train, task, plan.orientation)
         task = task.model_copy(update={"input_channels": found.planes})
         plan = complete_plan(plan, task, config.model, found)
-    facts = DataFacts(
-        cases.name, cases.licence or "", len(train), len(cases.part("validation"))
-    )
+    facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))
     return config.model_copy(update={"task": task, "plan": plan}), cases, facts

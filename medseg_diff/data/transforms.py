@@ -278,7 +278,8 @@ def augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int] = ()) -> 
     """nnU-Net-like random changes of ``image`` (C, *S) and ``label`` (1, *S), cut to the patch.
 
     Rotation, scaling, elastic deformation, noise, blur, gain, gamma, contrast, low resolution and
-    mirroring. Intensity changes never reach the label; labels move by nearest neighbour.
+    mirroring, at about nnU-Net's rates. Intensity changes never reach the label; labels move by
+    nearest neighbour.
     """
     dims = len(patch_size)
     both = ("image", "label")
@@ -298,13 +299,13 @@ def augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int] = ()) -> 
         else {"spacing": (24, 24), "magnitude_range": (1, 4)}
     )
     steps: list[Any] = [
-        RandAffined(prob=0.7, rotate_range=rotation, scale_range=[0.15] * dims, **moves),
-        elastic(prob=0.15, **bend, **moves),
-        RandGaussianNoised("image", prob=0.15, std=0.1),
-        RandGaussianSmoothd("image", prob=0.15, **{f"sigma_{a}": (0.3, 0.8) for a in "xyz"[:dims]}),
-        RandScaleIntensityd("image", prob=0.3, factors=0.25),
+        RandAffined(prob=0.35, rotate_range=rotation, scale_range=[0.15] * dims, **moves),
+        elastic(prob=0.1, **bend, **moves),
+        RandGaussianNoised("image", prob=0.1, std=0.1),
+        RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{a}": (0.3, 0.8) for a in "xyz"[:dims]}),
+        RandScaleIntensityd("image", prob=0.15, factors=0.25),
         RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        RandSimulateLowResolutiond("image", prob=0.15, zoom_range=(0.5, 1.0)),
+        RandSimulateLowResolutiond("image", prob=0.1, zoom_range=(0.5, 1.0)),
     ]
     steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes]
     return Compose(steps)

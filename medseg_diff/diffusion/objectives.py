@@ -40,7 +40,9 @@ def dice_loss(
     return (1 - (2 * overlap + smooth) / (size + smooth)).mean()
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, exclusive: bool, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, *, exclusive: bool, weight: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with one-hot (``exclusive``) or overlapping targets, (B, K, *S)."""
     if exclusive:
         per_voxel = -(target * functional.log_softmax(logits, 1)).sum(1, keepdim=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from medseg_diff.diffusion.paths import Path, spread
@@ -38,6 +39,8 @@ def clean_from(
     """
     if kind == "clean":
         return output
+    exact = torch.promote_types(x_t.dtype, torch.float32)
+    x_t, output = x_t.to(exact), output.to(exact)
     a, _, sigma = (spread(c, x_t) for c in path.coefficients(t))
     if kind == "noise":
         return (x_t - sigma * output) / a

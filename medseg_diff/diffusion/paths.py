@@ -35,7 +35,9 @@ class Path(ABC):
     def coefficients(self, t: Tensor) -> Coefficients:
         """Gains of clean, source and noise at times ``t``, shape (B,), each in [0, 1]."""
 
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor, source: Tensor | None = None) -> Tensor:
+    def noised(
+        self, clean: Tensor, noise: Tensor, t: Tensor, source: Tensor | None = None
+    ) -> Tensor:
         """Sample of the marginal at ``t``: the state (B, C, *S) for given noise of that shape."""
         a, b, sigma = (spread(c, clean) for c in self.coefficients(t))
         state = a * clean + sigma * noise

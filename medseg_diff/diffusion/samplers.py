@@ -6,6 +6,7 @@ the step knows both of its ends, so a short grid needs no respaced beta table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -80,12 +81,10 @@ def sample(
         raise ValueError(f"{len(times) - 1} steps need as many distinct times; the path has fewer")
     x = start * path.coefficients(times[:1]).sigma.to(start)
     batch = len(start)
-    for index, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for index, (t, s) in enumerate(itertools.pairwise(times)):
         clean = denoise(x, t.expand(batch))
         # The last step lands on the clean estimate: no noise is left to refresh.
         refresh = eta if float(s) > 0 else 0.0
         noise = fresh_noise(index) if refresh > 0 and fresh_noise is not None else None
-        x = reverse_step(
-            path, x, clean, t.expand(batch), s.expand(batch), noise=noise, eta=refresh
-        )
+        x = reverse_step(path, x, clean, t.expand(batch), s.expand(batch), noise=noise, eta=refresh)
         yield Step(index, float(t), float(s), clean, x)

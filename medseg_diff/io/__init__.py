@@ -17,11 +17,12 @@ from medseg_diff.io.images import (
     write_map,
 )
 from medseg_diff.io.monai_io import NiftiReader, NiftiWriter, RasterReader, RasterWriter
-from medseg_diff.io.names import case_stem, output_names, safe_stem
+from medseg_diff.io.names import SUFFIXES, case_stem, is_image_name, output_names, safe_stem
 from medseg_diff.io.options import ReadOptions
 from medseg_diff.io.safety import atomic_file, file_sha256
 
 __all__ = [
+    "SUFFIXES",
     "NiftiReader",
     "NiftiWriter",
     "RasterReader",
@@ -30,6 +31,7 @@ __all__ = [
     "atomic_file",
     "case_stem",
     "file_sha256",
+    "is_image_name",
     "label_suffix",
     "map_suffix",
     "output_names",

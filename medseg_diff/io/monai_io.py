@@ -101,6 +101,8 @@ class _Writer(ImageWriter):
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
         """Take the values; ``channel_dim`` None means that there is no channel axis."""
         values = torch.as_tensor(data_array).detach().cpu()
+        if isinstance(values, MetaTensor):
+            values = values.as_tensor()
         self.data_obj = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
 
     def _values(self) -> NDArray[Any]:
@@ -128,7 +130,7 @@ class NiftiWriter(_Writer):
             padding_mode=options.get("padding_mode", "border"),
             dtype=np.float64,
         )
-        placed = MetaTensor(torch.as_tensor(self.data_obj), affine=torch.as_tensor(self.affine))
+        placed = MetaTensor(self.data_obj, affine=torch.as_tensor(self.affine))
         target = tuple(int(n) for n in self.meta["spatial_shape"])
         self.data_obj = torch.as_tensor(
             back(placed, dst_affine=torch.as_tensor(original), spatial_size=target)

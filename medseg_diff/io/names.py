@@ -30,6 +30,11 @@ def case_stem(path: str | Path) -> str:
     return name
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an input image: a known suffix, not hidden."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
 def safe_stem(name: str) -> str:
     """Turn a case's name into one that every file system takes as a single file's name.
 

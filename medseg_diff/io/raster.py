@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
@@ -92,7 +92,6 @@ def read_raster(
             f"image data is damaged or cut short: {error}", file=path,
             remedy="copy or download it again",
         ) from None  # fmt: skip
-    pixels = _drop_alpha(pixels, path, notes)
     if as_label:
         pixels = _one_channel(pixels, path, notes)
     header = {"shape": tuple(pixels.shape[1:])}
@@ -110,7 +109,7 @@ def _read_pillow(
         _check_size((len(image.getbands()), image.height, image.width), options, path)
         if kind == "png" and depth == 16 and colour != 0:
             # Pillow would silently halve the depth of 16-bit colour.
-            return _channels_first(_read_itk(path)), notes
+            return _drop_alpha(_channels_first(_read_itk(path)), path, notes), notes
         if image.mode == "P" and not as_label:
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I"):
@@ -126,7 +125,7 @@ def _read_pillow(
         pixels = pixels.astype(np.uint8)
     elif kind == "png" and colour == 0 and depth < 8:
         pixels = pixels // (255 // (2**depth - 1))  # Pillow stretches 2 and 4 bits to 8
-    return _channels_first(pixels), notes
+    return _drop_alpha(_channels_first(pixels), path, notes), notes
 
 
 def _check_png(data: bytes, path: Path) -> tuple[int, int]:
@@ -174,7 +173,9 @@ def _read_tiff(path: Path, options: ReadOptions) -> tuple[Pixels, list[str]]:
                 expected=f"all of {' x '.join(map(str, first))}", remedy="choose one with --volume",
             )  # fmt: skip
         _check_size((len(pages), *first), options, path)
-        return np.concatenate([_tiff_page(page, path) for page in pages]), []
+        notes: list[str] = []
+        planes = [_drop_alpha(_tiff_page(page, path), path, notes) for page in pages]
+        return np.concatenate(planes), sorted(set(notes))
 
 
 def _choose_pages(n: int, options: ReadOptions, path: Path) -> list[int]:
@@ -220,11 +221,12 @@ def _tiff_pixels(page: Any, path: Path) -> Pixels:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-    # Pillow brings the decoders (LZW, JPEG) that tifffile leaves to another package.
-    with Image.open(path, formats=["TIFF"]) as image:
-        image.seek(page.index)
-        pixels = np.asarray(image)
-    if pixels.shape != page.shape or pixels.dtype != page.dtype:
+    # SimpleITK brings the decoders (LZW, JPEG) that tifffile leaves to another package.
+    pixels = _read_itk(path)
+    if len(page.parent.pages) > 1:
+        pixels = pixels[page.index]
+    inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    if inverted or pixels.shape != page.shape or pixels.dtype != page.dtype:
         raise InputError(
             "compression not supported for this pixel type", file=path, field="compression",
             found=f"{page.compression.name} of {page.dtype}",

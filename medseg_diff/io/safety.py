@@ -215,8 +215,8 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     # The name is short and says nothing: the final one may be as long as the system allows.
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        with os.fdopen(descriptor, "w+b") as stream:
+        # By name, not by descriptor: tifffile asks streams for their name.
+        with open(temporary, "x+b", opener=_private) as stream:
             yield stream
             stream.flush()
             # Results follow the user's umask; only the unfinished file is private.
@@ -233,6 +233,11 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _private(name: str, flags: int) -> int:
+    """Open a file that only its owner can read."""
+    return os.open(name, flags, 0o600)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows F35 to F44 of the fault table, broken files and awkward names: refused with the file and field named, or
+"""Rows F35 to F44 of the fault table, broken files and names: refused with file and field named, or
 handled with a result equal to that of the clean file.
 """
 # ruff: noqa: N802 - tests carry the row numbers of the fault table

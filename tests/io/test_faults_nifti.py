@@ -42,10 +42,12 @@ from tests.phantoms import (
     ("qform", "words"),
     [
         (grid_affine("RPS", (1.5, 1.6, 1.8), rotation=turn(10, 2)), ["LPS", "RPS", "mirrored"]),
+        (grid_affine("LAS", (1.5, 1.6, 1.8), rotation=turn(10, 2)), ["LPS", "LAS", "mirrored"]),
+        (grid_affine("LPI", (1.5, 1.6, 1.8), rotation=turn(10, 2)), ["LPS", "LPI", "mirrored"]),
         (grid_affine("RAS", (1.5, 1.6, 1.8), rotation=turn(10, 2)), ["LPS", "RAS", "180"]),
         (grid_affine("LPS", (1.5, 1.6, 2.0), rotation=turn(10, 2)), ["1.8", "2"]),
         (grid_affine("LPS", (1.5, 1.6, 1.8), rotation=turn(12, 2)), ["2 degrees"]),
-        (AFFINE + 0.5 * np.eye(4)[:, 3] * np.eye(4)[:, :1], ["0.5 mm"]),
+        (AFFINE + np.outer([0.5, 0, 0, 0], [0, 0, 0, 1]), ["0.5 mm"]),
     ],
 )
 def test_F01_contradicting_forms_refused(
