@@ -87,7 +87,7 @@ def _predict_and_score(name: str, model: str, cases: CaseList, out: Path) -> Eva
         out / "evaluation" / name,
         images=next(iter(cases.channel_paths(test[0]).values())).parent,
         title=f"Hippocampus, embedded sample: {name}",
-        cases=[c.case for c in test],
+        only=[c.case for c in test],
         attribution=sample_attribution(),
     )
 

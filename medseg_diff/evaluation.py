@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def evaluate(
     title: str | None = None,
     attribution: str | None = None,
     patients: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
     options: ReadOptions = _DEFAULT,
     seed: int = 0,
 ) -> Evaluation:
@@ -93,6 +94,7 @@ def evaluate(
         title: Heading of the report.
         attribution: Source and licence of the data, for the report's footer.
         patients: Case to patient, so that intervals resample patients.
+        only: Cases to score, where ``ref_dir`` holds more; each must be predicted.
         options: How to read masks whose headers do not speak for themselves.
         seed: Of the bootstrap.
 
@@ -107,7 +109,7 @@ def evaluate(
     folder = Path(out_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file, not a folder", file=folder, remedy="give another --out")
-    cases = pair_cases(pred_dir, ref_dir, images)
+    cases = pair_cases(pred_dir, ref_dir, images, only)
     structures, allowed = _structures(cases, labels, regions, ignore_label, options)
     plan = _Plan(structures, allowed, ignore_label, tolerance_mm, options)
     per_case = pd.DataFrame(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,11 @@ def pair_cases(
     pred_dir: str | Path,
     ref_dir: str | Path,
     images: str | Path | Mapping[str, Path] | None = None,
+    only: Collection[str] | None = None,
 ) -> list[CaseFiles]:
     """Match predictions, references and images, sorted by case.
 
+    With ``only``, other references are left aside, but each case named there must be predicted.
     A case whose JSON says ``"status": "failed"`` needs no mask, and one that is there is not used.
 
     Raises:
@@ -52,6 +54,8 @@ def pair_cases(
     predictions = {s: paths for s, paths in written.items() if not s.endswith(_COMPANIONS)}
     doubts = {s.removesuffix("_doubt"): p[0] for s, p in written.items() if s.endswith("_doubt")}
     references = _files(ref, MASK_SUFFIXES)
+    if only is not None:
+        references = {stem: paths for stem, paths in references.items() if stem in only}
     records = _records(pred)
     failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
     answered = set(predictions) | failed

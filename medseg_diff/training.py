@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
 
 from medseg_diff import resume as resuming
@@ -138,7 +139,7 @@ def _start(config: Config, cases: CaseList, out: Path, options: Options) -> _Run
     accelerator = Accelerator(
         mixed_precision=config.training.precision, cpu=not torch.cuda.is_available()
     )
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)
     model = build_model(config)
     if options.init is not None:
         source = options.init / "model.safetensors" if options.init.is_dir() else options.init
@@ -189,13 +190,14 @@ def _loop(
                 _validate(run, values, card)
             run.accelerator.wait_for_everyone()
         values["seconds"] = time.perf_counter() - began
+        stop = bool(caught)
         if main:
             log.row(progress.step, values)
-            if progress.step % training.save_every == 0 or last or caught:
+            if progress.step % training.save_every == 0 or last or stop:
                 resuming.save(run.out, run.model, run.average, run.optimiser, progress, digest)
         if report is not None and main:
             report(progress, values)
-        if caught and not last:
+        if stop and not last:
             raise Stopped(caught[0])
 
 

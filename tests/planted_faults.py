@@ -204,9 +204,12 @@ def run_tests(copy: Path, tests: str) -> int:
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-            code = pytest.main([f"tests/{tests}", "-q", "-x", "-p", "no:cacheprovider"])
+            code = pytest.main([f"tests/{tests}", "-qx", "--assert=plain", "-pno:cacheprovider"])
         os._exit(int(code))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1, 2):  # 2: the fault breaks the import, which counts as caught
+        raise SystemExit(f"tests/{tests} could not run: exit code {code}")
+    return code
 
 
 def preload() -> None:

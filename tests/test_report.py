@@ -187,7 +187,7 @@ def test_pictures_take_awkward_input_without_warnings():
     flat = np.zeros((16, 16, 1), int)
     flat[4:9, 4:9] = 1
     holes = np.full((1, 16, 16, 1), np.nan, np.float32)
-    name = r"$\bad{ 肝 <b>"
+    name = r"$\bad{ 肝$ <b>"  # between two dollars matplotlib would parse a formula
     view = CaseView(flat, flat, np.eye(4), image=holes)
     assert figures.case_figure(view, {name: (1,)}).startswith(b"\x89PNG")
     blank = table([math.nan], structure=name, outcome="both_empty", hd95_mm=math.nan)
@@ -291,6 +291,7 @@ def test_comparison_claims_a_clear_difference_and_nothing_else():
     assert result["p_holm"].tolist() == pytest.approx(statistics.holm(result["p"].tolist()))
     assert result["p_holm"].iloc[1] == pytest.approx(2 * result["p"].iloc[1])
     assert result["mean_b"].iloc[1] == pytest.approx(0.5)
+    assert f"p = {result['p_holm'].iloc[1]:.2g}," in result["verdict"].iloc[1]
 
 
 def test_comparison_pairs_by_case_not_by_row():

@@ -8,7 +8,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-
 from medseg_diff.config import Config, parse_config
 from medseg_diff.data.caselist import build_caselist, save_caselist
 

@@ -180,6 +180,9 @@ def batches(
         batch_size=sampler.share,
         sampler=sampler,
         num_workers=config.training.workers,
+        # A generator of its own: by default a new loader advances the global one, and a resumed
+        # run would differ from one that was never stopped.
+        generator=torch.Generator().manual_seed(config.seed),
         persistent_workers=config.training.workers > 0,
     )
     for item in loader:

@@ -1,7 +1,7 @@
 """Rows F15 to F34 of the fault table, content of NIfTI: refused with the file and field named, or
 handled with a result equal to that of the clean file.
 """
-# ruff: noqa: N802 - tests carry the row numbers of the fault table
+
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows F35 to F44 of the fault table, broken files and names: refused with file and field named, or
 handled with a result equal to that of the clean file.
 """
-# ruff: noqa: N802 - tests carry the row numbers of the fault table
+
 
 from __future__ import annotations
 

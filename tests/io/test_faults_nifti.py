@@ -1,7 +1,7 @@
 """Rows F01 to F14 of the fault table, geometry of NIfTI: refused with the file and field named, or
 handled with a result equal to that of the clean file.
 """
-# ruff: noqa: N802 - tests carry the row numbers of the fault table
+
 
 from __future__ import annotations
 
@@ -288,10 +288,15 @@ def test_F13_channels_on_different_grids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("endian", ["<", ">"])
-@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (2, 3), (4, 1)])
-def test_F14_output_grid(tmp_path: Path, version: int, endian: str, codes: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("axcodes", "codes"), [("LPS", (1, 0)), ("LAS", (0, 1)), ("IRP", (2, 3)), ("LPS", (4, 1))]
+)
+def test_F14_output_grid(
+    tmp_path: Path, version: int, endian: str, axcodes: str, codes: tuple[int, int]
+) -> None:
     file = replace(
         CLEAN, version=version, endian=endian, sform_code=codes[0], qform_code=codes[1],
+        affine=grid_affine(axcodes, (1.5, 1.6, 1.8), rotation=turn(10, 2)),
         fields={"xyzt_units": 10, "descrip": b"DOE^JANE", "aux_file": b"doe.txt",
                 "intent_name": b"Jane"},
     )  # fmt: skip

@@ -69,8 +69,8 @@ def test_affine_matches_nibabel(tmp_path: Path, axcodes: str, codes: tuple[int, 
 
 
 def test_quaternion_of_half_a_turn() -> None:
-    """b, c, d of unit length leave a = 0; rounding must not make its square negative."""
-    quaternion = np.array([0.6, 0.8, 0.0], np.float32) * np.float32(1.0000002)
+    """b, c, d a little too long for a rotation leave a = 0, and must not stretch the voxels."""
+    quaternion = np.array([0.6, 0.8, 0.0]) * 1.0004
     fields = {f"quatern_{k}": v for k, v in zip("bcd", quaternion, strict=True)}
     header = parse_header(
         replace(CLEAN, fields=fields).tobytes()[:540], Path("s.nii"), max_voxels=2**31

@@ -1,0 +1,186 @@
+"""Score trained runs on a test part for several numbers of steps and draws, one row at a time.
+
+    python benchmarks/segmentation_table.py --cases datasets/hippocampus/cases.json \
+        --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
+
+Each row runs in a process of its own (its peak memory is that process's) and is appended to
+rows.csv when it is done; a row that is already there is not run again. The last step prints the
+table, with each row compared, case by case, with the first run. Cases are scored on their own grid
+by the package's own `evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+
+import pandas as pd  # noqa: E402
+
+STEPS, DRAWS = (1, 2, 5, 10), (1, 5)
+
+
+def main() -> None:
+    """Run the missing rows, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="first N test cases only (a trial)")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.row:
+        run, steps, draws = given.row
+        print(json.dumps(measure(Path(run), int(steps), int(draws), given)))
+        return
+    file = given.out / "rows.csv"
+    for run in given.runs:
+        for steps, draws in combinations(run):
+            rows = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=["row"])
+            name = f"{run.name}, {steps} steps, {draws} draws"
+            if name in set(rows["row"]):
+                continue
+            print(name, flush=True)
+            row = run_row(run, steps, draws)
+            pd.concat([rows, pd.DataFrame([{"row": name, **row}])]).to_csv(file, index=False)
+    show(given.out)
+
+
+def combinations(run: Path) -> list[tuple[int, int]]:
+    """Every (steps, draws) of a diffusion model; a U-Net has one answer."""
+    from medseg_diff.config import load_config
+
+    if load_config(run / "config.yaml").model.kind == "unet":
+        return [(1, 1)]
+    return [(steps, draws) for draws in DRAWS for steps in STEPS]
+
+
+def run_row(run: Path, steps: int, draws: int) -> dict[str, object]:
+    """Measure one row in a fresh process."""
+    command = [sys.executable, *sys.argv, "--row", str(run), str(steps), str(draws)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    row: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dict[str, object]:
+    """Predict and score the test part."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from medseg_diff.batch import Case, predict_many
+    from medseg_diff.data.caselist import load_caselist
+    from medseg_diff.evaluation import evaluate
+    from medseg_diff.inference import load
+
+    listed = load_caselist(given.cases)
+    test = listed.part("test")[: given.limit]
+    predictor = load(run, "cpu")
+    cases = [Case(c.case, listed.channel_paths(c)) for c in test]
+    # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
+    with FlopCounterMode(display=False) as counter:
+        first = predictor.predict(cases[0].channels, case="first", steps=steps, draws=draws)
+    name = f"{run.name}_{steps}_{draws}"
+    began = time.perf_counter()
+    predict_many(predictor, cases, given.out / "predictions" / name, steps=steps, draws=draws)
+    seconds = (time.perf_counter() - began) / len(cases)
+    result = evaluate(
+        given.out / "predictions" / name,
+        listed.reference_paths(test[0])[0].parent,
+        given.out / "evaluations" / name,
+        only=[c.case for c in test],
+    )
+    spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
+    return {
+        "run": run.name,
+        "steps": steps,
+        "draws": draws,
+        "parameters": predictor.runs[0].card["parameters"],
+        "network_calls": sum(first.record["network_calls"].values()),
+        "gflops": counter.get_total_flops() / 1e9,
+        "seconds": seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "pairwise_dice": sum(spread) / len(spread) if spread else math.nan,
+        "cases": len(test),
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        **{f"dice {k}": v for k, v in result.per_case.groupby("structure")["dice"].mean().items()},
+    }
+
+
+def _pairwise(folder: Path) -> list[float]:
+    values = []
+    for file in folder.glob("*.json"):
+        found = json.loads(file.read_text())["pairwise_dice"].values()
+        values += [math.nan if v is None else v for v in found]
+    return values
+
+
+def show(out: Path) -> None:
+    """Print the table as Markdown and a verdict per row; write both beside the rows.
+
+    Differences are paired by case, in Dice points, against the first row; p by Wilcoxon with
+    Holm's correction over the rows.
+    """
+    from medseg_diff.statistics import Comparison, case_means, compare, holm, summarise, verdict
+
+    rows = pd.read_csv(out / "rows.csv")
+    scores = []
+    for _, row in rows.iterrows():
+        name = f"{row['run']}_{row['steps']}_{row['draws']}"
+        per_case = pd.read_csv(out / "evaluations" / name / "per_case.csv")
+        scores.append(case_means(per_case)["dice"])
+    pairs: list[Comparison] = [
+        compare(s.to_numpy() * 100, scores[0].to_numpy() * 100) for s in scores[1:]
+    ]
+    adjusted = holm([pair.p for pair in pairs])
+    lines, sentences = [], []
+    for index, row in rows.iterrows():
+        mean = summarise(scores[index].to_numpy())
+        line = {"run": row["run"], "steps": row["steps"], "draws": row["draws"]}
+        line["Dice [95 % CI]"] = f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
+        for column in [c for c in rows if str(c).startswith("dice ")]:
+            line[column.removeprefix("dice ")] = f"{row[column]:.4f}"
+        line["difference, points"] = "-"
+        if index > 0:
+            pair = pairs[index - 1]
+            line["difference, points"] = (
+                f"{pair.difference:+.2f} [{pair.low:+.2f}, {pair.high:+.2f}]"
+            )
+            sentences.append(
+                verdict(
+                    row["row"], rows["row"][0], pair, p_adjusted=adjusted[index - 1], unit=" points"
+                )
+            )
+        spread = row["pairwise_dice"]
+        line["Dice between draws"] = "-" if math.isnan(spread) else f"{spread:.4f}"
+        line["M parameters"] = f"{row['parameters'] / 1e6:.2f}"
+        line |= {"calls": row["network_calls"], "GFLOPs": f"{row['gflops']:.1f}"}
+        line |= {"s": f"{row['seconds']:.2f}", "GB": f"{row['peak_gb']:.2f}"}
+        lines.append(line)
+    text = "\n".join([*markdown(lines), "", *(f"- {s}" for s in sentences)])
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def markdown(lines: list[dict[str, object]]) -> list[str]:
+    """Rows of a Markdown table."""
+    head = list(lines[0])
+    body = [head, ["---"] * len(head), *([str(v) for v in line.values()] for line in lines)]
+    return ["| " + " | ".join(cells) + " |" for cells in body]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The notebooks run from top to bottom, on the embedded sample and the shipped model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quickstart_runs(repository: Path, tmp_path: Path) -> None:
+    """Its last code cell asserts a Dice; here we see that it was reached."""
+    notebook = nbformat.read(repository / "notebooks" / "01_quickstart.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+    client.execute(cwd=str(tmp_path))
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+    assert last.execution_count == len([c for c in notebook.cells if c.cell_type == "code"])
+    pictures = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 1
