@@ -83,7 +83,9 @@ class PlanConfig(Section):
     spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, ...] | None = Field(None, min_length=2, max_length=3)
     normalisation: tuple[Normalisation, ...] | None = None
-    memory_gb: float = Field(6.0, gt=0, description="memory that one training step may take")
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory that one training step may take; half of what is free"
+    )
     batch_size: int | None = Field(None, ge=1)
 
 

@@ -30,7 +30,7 @@ from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.records import Batch
 from medseg_diff.ensemble import Request, infer
-from medseg_diff.errors import InputError
+from medseg_diff.errors import InputError, UsageError
 from medseg_diff.metrics import dice
 from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
 from medseg_diff.resume import Average, Progress
@@ -136,6 +136,14 @@ def task_of(config: Config) -> TaskConfig:
 
 
 def _start(config: Config, cases: CaseList, out: Path, options: Options) -> _Run:
+    if config.training.precision != "no" and not torch.cuda.is_available():
+        raise UsageError(
+            "mixed precision needs a GPU",
+            field="training.precision",
+            found=config.training.precision,
+            expected="no",
+            remedy="on most CPUs half precision is many times slower",
+        )
     accelerator = Accelerator(
         mixed_precision=config.training.precision, cpu=not torch.cuda.is_available()
     )

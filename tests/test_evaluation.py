@@ -50,6 +50,13 @@ def folders(tmp_path):
     return pred, ref, tmp_path / "out"
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave drawing out of tests that look at numbers and names only."""
+    monkeypatch.setattr("medseg_diff.evaluation.case_figure", lambda *_: b"png")
+    monkeypatch.setattr("medseg_diff.report.box_plots", lambda *_: b"png")
+
+
 def rows(result):
     return result.per_case.set_index(["case", "structure"])
 
@@ -80,6 +87,7 @@ def test_scores_and_files(folders):
     assert "Worst: c" in page
 
 
+@pytest.mark.usefixtures("quick")
 def test_summary_counts_and_averages(folders):
     pred, ref, out = folders
     summary = evaluate(pred, ref, out, labels=LABELS).summary
@@ -104,6 +112,7 @@ def test_summary_counts_and_averages(folders):
     assert any("too small to compare" in note for note in summary["notes"])
 
 
+@pytest.mark.usefixtures("quick")
 def test_both_empty_and_false_positives_are_counted_apart(folders):
     pred, ref, out = folders
     nothing = np.zeros(SHAPE, np.uint8)
@@ -119,6 +128,7 @@ def test_both_empty_and_false_positives_are_counted_apart(folders):
     assert any("not scored: anterior 1, posterior 1" in note for note in result.summary["notes"])
 
 
+@pytest.mark.usefixtures("quick")
 def test_failed_prediction_counts_as_an_empty_one(folders):
     pred, ref, out = folders
     record = {"case": "b", "status": "failed", "error": "out of memory", "labels": LABELS}
@@ -157,6 +167,7 @@ def test_everything_unmatched_is_named_at_once(folders):
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_labels_come_from_the_predictions_then_from_the_values(folders):
     pred, ref, out = folders
     found = evaluate(pred, ref, out).summary["structures"]
@@ -173,6 +184,7 @@ def test_labels_come_from_the_predictions_then_from_the_values(folders):
         evaluate(pred, ref, out)
 
 
+@pytest.mark.usefixtures("quick")
 def test_ignored_label_is_not_judged(folders):
     pred, ref, out = folders
     reference = volume()
@@ -186,6 +198,7 @@ def test_ignored_label_is_not_judged(folders):
         evaluate(pred, ref, out, labels=LABELS, ignore_label=2)
 
 
+@pytest.mark.usefixtures("quick")
 def test_patients_widen_the_interval(folders):
     pred, ref, out = folders
     by_case = evaluate(pred, ref, out, labels=LABELS)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
+import torch
 from monai.transforms import Orientation
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ MOST_CASES = 60
 LEAST_DEPTH = 8
 # Resident float32 feature maps per convolution level during a training step, gradients included.
 # Measured with benchmarks/memory.py.
-MAPS_PER_LEVEL = 12
+MAPS_PER_LEVEL = 22
 LARGEST_BATCH = 16
 
 
@@ -128,10 +130,11 @@ def complete_plan(
             remedy="set plan.spatial_dims: 2",
         )
     batch = plan.batch_size
-    patch = plan.patch_size or _patch_for(shape[:dims], model, plan.memory_gb, batch or 2)
+    memory_gb = plan.memory_gb or free_memory_gb() / 2
+    patch = plan.patch_size or _patch_for(shape[:dims], model, memory_gb, batch or 2)
     _check_patch(patch, dims, model)
     if batch is None:
-        room = plan.memory_gb * 2**30 / step_bytes(patch, model)
+        room = memory_gb * 2**30 / step_bytes(patch, model)
         batch = int(np.clip(room, 1, LARGEST_BATCH))
     return plan.model_copy(
         update={
@@ -142,6 +145,13 @@ def complete_plan(
             "batch_size": batch,
         }
     )
+
+
+def free_memory_gb() -> float:
+    """Free memory of the GPU if there is one, else of the machine, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**30
+    return float(psutil.virtual_memory().available) / 2**30
 
 
 def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisation, ...]:

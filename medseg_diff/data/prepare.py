@@ -57,7 +57,10 @@ def prepare(config: Config) -> tuple[Config, CaseList, DataFacts]:
         for v in (plan.spatial_dims, plan.spacing_mm, plan.patch_size, plan.normalisation)
     )
     if not complete or plan.batch_size is None:
-        found = fingerprint(cases, train, task, plan.orientation)
+        # Validation cases count too: the folds of a cross-validation then share one plan, and
+        # their models form one ensemble.
+        known = sorted(train + cases.part("validation"), key=lambda case: case.case)
+        found = fingerprint(cases, known, task, plan.orientation)
         task = task.model_copy(update={"input_channels": found.planes})
         plan = complete_plan(plan, task, config.model, found)
     facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))

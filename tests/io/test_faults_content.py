@@ -2,7 +2,6 @@
 handled with a result equal to that of the clean file.
 """
 
-
 from __future__ import annotations
 
 import gzip

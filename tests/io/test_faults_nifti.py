@@ -2,7 +2,6 @@
 handled with a result equal to that of the clean file.
 """
 
-
 from __future__ import annotations
 
 import gzip
@@ -64,6 +63,16 @@ def test_F01_contradicting_forms_refused(
     np.testing.assert_allclose(np.asarray(chosen.affine), qform, atol=1e-4)
     chosen = io.read_image(path, io.ReadOptions(affine="sform"))
     assert_equals_clean(chosen)
+
+
+@pytest.mark.parametrize("mirrored", ["LAS", "RPS", "RAI", "LPI"])
+def test_F01_mirrored_upright(tmp_path: Path, mirrored: str) -> None:
+    """Mirrored about the volume's centre: spacing and centre agree, and no rotation is defined."""
+    header = nib.Nifti1Header()
+    header.set_qform(grid_affine(mirrored), 1)
+    names = ["quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "pixdim"]
+    file = NiftiFile(PHANTOM.image, grid_affine("RAS"), fields={n: header[n] for n in names})
+    refusal(file.write(tmp_path / "s.nii"), "mirrored", "RAS", mirrored)
 
 
 def test_F01_nearly_equal_forms_warn(tmp_path: Path) -> None:
