@@ -66,9 +66,8 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         patch = "x".join(map(str, row[1]))
-        print(
-            f"{row[0]:<11} {patch:<14} {row[2]:<5} {found['gib']:5.2f}  {found['maps_per_level']:5.1f}"
-        )
+        measured = f"{found['gib']:5.2f}  {found['maps_per_level']:5.1f}"
+        print(f"{row[0]:<11} {patch:<14} {row[2]:<5} {measured}")
 
 
 if __name__ == "__main__":

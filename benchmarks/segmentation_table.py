@@ -82,7 +82,7 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
 
     from medseg_diff.batch import Case, predict_many
     from medseg_diff.data.caselist import load_caselist
-    from medseg_diff.evaluation import evaluate
+    from medseg_diff.evaluation import evaluate_part
     from medseg_diff.inference import load
 
     listed = load_caselist(given.cases)
@@ -96,11 +96,9 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
     began = time.perf_counter()
     predict_many(predictor, cases, given.out / "predictions" / name, steps=steps, draws=draws)
     seconds = (time.perf_counter() - began) / len(cases)
-    result = evaluate(
-        given.out / "predictions" / name,
-        listed.reference_paths(test[0])[0].parent,
-        given.out / "evaluations" / name,
-        only=[c.case for c in test],
+    scored = listed.with_cases(test)
+    result = evaluate_part(
+        given.out / "predictions" / name, scored, given.out / "evaluations" / name
     )
     spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
     return {

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from medseg_diff import io
+from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import atomic_text
 from medseg_diff.inference import Answer, Predictor
@@ -41,7 +42,7 @@ class Outcome:
 
 
 def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Case]:
-    """Group files and folders into cases.
+    """Group files and folders into cases; a case list (``cases.json``) gives its test part.
 
     A model of one channel takes every image as a case, an nnU-Net suffix ``_0000`` left aside. A
     model of several groups ``<case>_<channel name>`` or ``<case>_0000``, ``<case>_0001`` ...
@@ -51,12 +52,16 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
             lacks a channel fails by itself when it is predicted.
     """
     files: list[Path] = []
+    listed: list[Case] = []
     for given in map(Path, inputs):
-        if given.is_dir():
+        if given.suffix == ".json":
+            known = load_caselist(given)
+            listed += [Case(c.case, known.channel_paths(c)) for c in known.part("test")]
+        elif given.is_dir():
             files += sorted(p for p in given.iterdir() if io.is_image_name(p.name))
         else:
             files.append(given)
-    if not files:
+    if not files and not listed:
         raise InputError(
             "no image found",
             file=inputs[0] if inputs else None,
@@ -76,7 +81,7 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
         other[channel] = path
     # Refuses names that would overwrite each other, on this system or on one without case (F44).
     stems = io.output_names(groups)
-    return [Case(stems[Path(name)], group) for name, group in groups.items()]
+    return listed + [Case(stems[Path(name)], group) for name, group in groups.items()]
 
 
 def _split_name(stem: str, channels: Sequence[str]) -> tuple[str, str]:

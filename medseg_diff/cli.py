@@ -84,7 +84,7 @@ def predict(
     model: Annotated[
         list[str], typer.Option(help="Run folder or 'hippocampus'; several form one ensemble.")
     ],
-    input: Annotated[list[Path], typer.Option(help="Scans, or folders of scans.")],
+    input: Annotated[list[Path], typer.Option(help="Scans, folders, or a cases.json (its test).")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
@@ -146,15 +146,22 @@ def predict(
 @app.command()
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder that `predict` wrote.")],
-    ref: Annotated[Path, typer.Option(help="Folder of reference masks with the cases' names.")],
+    ref: Annotated[
+        Path,
+        typer.Option(help="Folder of masks with the cases' names, or a cases.json (its test)."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
     images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD.")] = 1.0,
 ) -> None:
     """Score predictions against reference masks."""
     from medseg_diff.evaluation import evaluate as run
+    from medseg_diff.evaluation import evaluate_part
 
-    result = run(pred, ref, out, images=images, tolerance_mm=tolerance_mm)
+    if ref.suffix == ".json":
+        result = evaluate_part(pred, ref, out, tolerance_mm=tolerance_mm)
+    else:
+        result = run(pred, ref, out, images=images, tolerance_mm=tolerance_mm)
     print(result.describe())
     print(f"report: {result.report}")
 

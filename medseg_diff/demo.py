@@ -20,7 +20,7 @@ from medseg_diff.config import parse_config
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.sample import sample_attribution, sample_caselist
 from medseg_diff.errors import UsageError
-from medseg_diff.evaluation import Evaluation, evaluate
+from medseg_diff.evaluation import Evaluation, evaluate_part
 from medseg_diff.inference import load
 from medseg_diff.training import Options, fit
 
@@ -81,13 +81,11 @@ def _predict_and_score(name: str, model: str, cases: CaseList, out: Path) -> Eva
     predictor = load(model, "cpu")
     _say(f"predicting {len(test)} cases with {name}")
     predict_many(predictor, [Case(c.case, cases.channel_paths(c)) for c in test], folder, seed=SEED)
-    return evaluate(
+    return evaluate_part(
         folder,
-        cases.reference_paths(test[0])[0].parent,
+        cases,
         out / "evaluation" / name,
-        images=next(iter(cases.channel_paths(test[0]).values())).parent,
         title=f"Hippocampus, embedded sample: {name}",
-        only=[c.case for c in test],
         attribution=sample_attribution(),
     )
 

@@ -19,12 +19,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medseg_diff import metrics, statistics
+from medseg_diff.data.caselist import CaseList, Part, load_caselist
 from medseg_diff.errors import InputError
 from medseg_diff.figures import CaseView, case_figure
 from medseg_diff.files import atomic_text
 from medseg_diff.io import ReadOptions, read_image, read_label
 from medseg_diff.pairing import CaseFiles, pair_cases
 from medseg_diff.report import Picture, render_report
+from medseg_diff.summary import summarise_table
 
 _DEFAULT = ReadOptions()
 COLUMNS = (
@@ -49,6 +51,28 @@ class Evaluation:
     summary: dict[str, Any]
     report: Path
 
+    def describe(self) -> str:
+        """Table of a few lines: Dice with its interval, NSD, HD95 and misses per structure."""
+        blocks = {**self.summary["structures"], "mean": self.summary["mean"]}
+        rows = []
+        for name, block in blocks.items():
+            dice, found = block["metrics"]["dice"], block["metrics"]
+            interval = (
+                "" if dice["ci_low"] is None else f"[{dice['ci_low']:.3f}, {dice['ci_high']:.3f}]"
+            )
+            rows.append(
+                {
+                    "structure": name,
+                    "n": block["n"],
+                    "Dice": _shown(dice["mean"], 3),
+                    "95 % CI": interval,
+                    "NSD": _shown(found["nsd"]["mean"], 3),
+                    "HD95 mm": _shown(found["hd95_mm"]["mean"], 2),
+                    "misses": block["misses"],
+                }
+            )
+        return pd.DataFrame(rows).to_string(index=False)
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -63,7 +87,7 @@ class _Plan:
 
 def evaluate(
     pred_dir: str | Path,
-    ref_dir: str | Path,
+    ref_dir: str | Path | Mapping[str, Path],
     out_dir: str | Path,
     *,
     images: str | Path | Mapping[str, Path] | None = None,
@@ -82,7 +106,7 @@ def evaluate(
 
     Args:
         pred_dir: Masks named ``<case>.nii.gz`` or ``<case>.png``, their JSON files beside them.
-        ref_dir: Reference masks with the same stems.
+        ref_dir: Reference masks with the same stems, or case to file.
         out_dir: Made if missing; the three files are replaced.
         images: Folder of images with the same stems (or ``<case>_0000``), or case to file, for
             the overlays; without it they show masks on grey.
@@ -129,83 +153,36 @@ def evaluate(
     return Evaluation(per_case, summary, atomic_text(folder / "report.html", page))
 
 
-def summarise_table(
-    per_case: pd.DataFrame, *, patients: Mapping[str, str] | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Summarise a per-case table: counts, and every metric's mean with its interval.
+def evaluate_part(
+    pred_dir: str | Path,
+    cases: str | Path | CaseList,
+    out_dir: str | Path,
+    *,
+    part: Part = "test",
+    **settings: Any,
+) -> Evaluation:
+    """Score one part of a case list, with its own images, labels, patients and attribution.
 
-    ``structures`` holds one block per structure, ``mean`` the block of each case's mean over its
-    structures. A number that does not exist (an interval from one case) is None.
+    Where a case has several annotators, the first one is the reference.
     """
-    names = list(dict.fromkeys(per_case["structure"]))
-    blocks = {}
-    for name in names:
-        part = per_case[per_case["structure"] == name]
-        blocks[name] = _block(part, part.set_index("case"), patients, seed)
-    means = statistics.case_means(per_case)
-    failed = sorted(set(per_case.loc[per_case["outcome"] == "failed", "case"]))
-    units = {patients.get(case, case) for case in means.index} if patients else set(means.index)
-    return {
-        "n_cases": len(means),
-        "n_patients": len(units) if patients else None,
-        "n_failed": len(failed),
-        "failed": failed,
-        "structures": blocks,
-        "mean": _block(per_case, means, patients, seed),
-        "notes": _notes(len(units), failed, blocks),
+    listed = cases if isinstance(cases, CaseList) else load_caselist(cases)
+    chosen = [case for case in listed.part(part) if case.references]
+    if not chosen:
+        raise InputError(f"no {part} case with a reference", field="cases")
+    given = {
+        "images": {c.case: next(iter(listed.channel_paths(c).values())) for c in chosen},
+        "labels": listed.labels if listed.regions is None else None,
+        "regions": listed.regions,
+        "ignore_label": listed.ignore_label,
+        "patients": {c.case: c.patient for c in chosen},
+        "attribution": f"Data: {listed.name}. Licence: {listed.licence}",
     }
+    references = {c.case: listed.reference_paths(c)[0] for c in chosen}
+    return evaluate(pred_dir, references, out_dir, **{**given, **settings})
 
 
-def _block(
-    part: pd.DataFrame, values: pd.DataFrame, patients: Mapping[str, str] | None, seed: int
-) -> dict[str, Any]:
-    """Count the outcomes in ``part`` and summarise ``values``, one row per case."""
-    count = part["outcome"].value_counts()
-    # The reference holds the structure; a failure is a row of its own kind, not a miss.
-    holds = int((part["volume_ref_ml"] > 0).sum())
-    who = [patients.get(case, case) for case in values.index] if patients else None
-    found = {}
-    for metric in metrics.METRICS:
-        s = statistics.summarise(values[metric].to_numpy(dtype=float), patients=who, seed=seed)
-        numbers = {"mean": s.mean, "sd": s.sd, "ci_low": s.low, "ci_high": s.high}
-        numbers |= {"median": s.median}
-        known = {key: None if math.isnan(v) else v for key, v in numbers.items()}
-        found[metric] = {"n": s.n, **known}
-    return {
-        "n": len(values),
-        "n_scored": int(count.get("scored", 0)),
-        "misses": f"{int(count.get('missed', 0))}/{holds}",
-        "false_positives": int(count.get("false_positive", 0)),
-        "both_empty": int(count.get("both_empty", 0)),
-        "failed": int(count.get("failed", 0)),
-        "metrics": found,
-    }
-
-
-def _notes(units: int, failed: Sequence[str], blocks: Mapping[str, Any]) -> list[str]:
-    """Say what a reader must know before quoting a number."""
-    notes = []
-    if failed:
-        notes.append(
-            f"Prediction failed for {len(failed)}: {', '.join(failed)}. "
-            "Each counts as an empty prediction."
-        )
-    empty = {name: block["both_empty"] for name, block in blocks.items() if block["both_empty"]}
-    if empty:
-        listed = ", ".join(f"{name} {count}" for name, count in empty.items())
-        notes.append(f"Empty in reference and prediction, so not scored: {listed}.")
-    needed = statistics.cases_needed(0.01, 0.05)
-    if statistics.smallest_p(units) >= 0.05:
-        notes.append(
-            f"n = {units} is too small to compare methods: the smallest two-sided Wilcoxon p "
-            f"it can give is {statistics.smallest_p(units):.3g}."
-        )
-    elif units < needed:
-        notes.append(
-            f"n = {units}: to find a Dice difference of 0.01 between two methods at a paired "
-            f"standard deviation of 0.05 takes about {needed} cases (power 80 %)."
-        )
-    return notes
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _conventions(plan: _Plan, by_patient: bool, raster: bool) -> dict[str, Any]:

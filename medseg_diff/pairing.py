@@ -36,7 +36,7 @@ class CaseFiles:
 
 def pair_cases(
     pred_dir: str | Path,
-    ref_dir: str | Path,
+    references_in: str | Path | Mapping[str, Path],
     images: str | Path | Mapping[str, Path] | None = None,
     only: Collection[str] | None = None,
 ) -> list[CaseFiles]:
@@ -49,11 +49,14 @@ def pair_cases(
         InputError: if a folder is missing or empty, or naming every file without a partner and
             every case with several.
     """
-    pred, ref = _folder(pred_dir, "predictions"), _folder(ref_dir, "references")
+    pred = _folder(pred_dir, "predictions")
     written = _files(pred, MASK_SUFFIXES)
     predictions = {s: paths for s, paths in written.items() if not s.endswith(_COMPANIONS)}
     doubts = {s.removesuffix("_doubt"): p[0] for s, p in written.items() if s.endswith("_doubt")}
-    references = _files(ref, MASK_SUFFIXES)
+    if isinstance(references_in, Mapping):
+        references = {stem: [path] for stem, path in references_in.items()}
+    else:
+        references = _files(_folder(references_in, "references"), MASK_SUFFIXES)
     if only is not None:
         references = {stem: paths for stem, paths in references.items() if stem in only}
     records = _records(pred)

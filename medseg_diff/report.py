@@ -79,7 +79,7 @@ def render_report(
     """Return the page.
 
     Args:
-        summary: What ``evaluation.summarise_table`` returns, with ``title``.
+        summary: What ``summary.summarise_table`` returns, with ``title``.
         per_case: The long per-case table.
         pictures: Overlays, in the order shown.
         attribution: Licence and source of the data, shown in the footer.

@@ -73,6 +73,25 @@ class Average:
             model.load_state_dict(raw)
 
 
+@dataclass
+class State:
+    """Everything a training carries from step to step.
+
+    Attributes:
+        model: Raw weights.
+        average: Their running average.
+        optimiser: With its moments.
+        progress: Step, best score, losses that were not finite.
+        identity: What must not change between a run and its continuation.
+    """
+
+    model: nn.Module
+    average: Average
+    optimiser: torch.optim.Optimizer
+    progress: Progress
+    identity: dict[str, str]
+
+
 def check_folder(out: Path, *, resume: bool) -> None:
     """Refuse to train into a folder that holds something, or to resume from nothing."""
     used = out.is_dir() and any(out.iterdir())
@@ -105,48 +124,34 @@ def identity(config: Config, cases: CaseList) -> dict[str, str]:
     return flat
 
 
-def save(
-    out: Path,
-    model: nn.Module,
-    average: Average,
-    optimiser: torch.optim.Optimizer,
-    progress: Progress,
-    digest: dict[str, str],
-) -> None:
+def save(out: Path, state: State) -> None:
     """Write a resume point."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.tensors.items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in state.average.tensors.items()}
+    for index, moments in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["random/torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    state = {
-        "progress": asdict(progress),
-        "identity": digest,
+    record = {
+        "progress": asdict(state.progress),
+        "identity": state.identity,
         "random": {"python": random.getstate(), "numpy": _numpy_state()},
     }
-    with new_checkpoint(out, progress.step) as folder:
+    with new_checkpoint(out, state.progress.step) as folder:
         save_tensors(folder / TENSORS, tensors)
-        atomic_text(folder / STATE, json.dumps(state))
+        atomic_text(folder / STATE, json.dumps(record))
 
 
-def restore(
-    out: Path,
-    model: nn.Module,
-    average: Average,
-    optimiser: torch.optim.Optimizer,
-    progress: Progress,
-    digest: dict[str, str],
-    allow_mismatch: bool,
-) -> list[str]:
-    """Fill everything in from the last whole checkpoint; sentences about what was passed over."""
+def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[str]:
+    """Fill the state in from the last whole checkpoint; sentences about what was passed over."""
     folder, warnings = latest_checkpoint(out)
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    before, now = record["identity"], state.identity
     changed = [
-        f"{k}: {state['identity'].get(k)} -> {digest.get(k)}"
-        for k in sorted(state["identity"].keys() | digest.keys())
-        if state["identity"].get(k) != digest.get(k)
+        f"{k}: {before.get(k)} -> {now.get(k)}"
+        for k in sorted(before.keys() | now.keys())
+        if before.get(k) != now.get(k)
     ]
     if changed and not allow_mismatch:
         raise InputError(
@@ -157,17 +162,17 @@ def restore(
         )
     warnings += [f"resumed although {line}" for line in changed]
     tensors = load_tensors(folder / TENSORS)
-    model.load_state_dict(_below(tensors, "model/"))
+    state.model.load_state_dict(_below(tensors, "model/"))
     for name, value in _below(tensors, "average/").items():
-        average.tensors[name].copy_(value)
+        state.average.tensors[name].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below(tensors, "optimiser/").items():
         index, key = name.split("/")
         moments.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    for key, value in state["progress"].items():
-        setattr(progress, key, value)
-    _restore_random(state["random"], tensors)
+    state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
+    for key, value in record["progress"].items():
+        setattr(state.progress, key, value)
+    _restore_random(record["random"], tensors)
     return warnings
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +23,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from medseg_diff import resume as resuming
-from medseg_diff.checkpoint import load_tensors, save_model, transfer_weights
+from medseg_diff.checkpoint import WEIGHTS, load_tensors, save_model, transfer_weights
 from medseg_diff.config import Config, TaskConfig, TrainingConfig
 from medseg_diff.data.caselist import CaseList
-from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
+from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.records import Batch
 from medseg_diff.ensemble import Request, infer
@@ -36,7 +36,6 @@ from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
 
-Preprocessed = dict[str, Any]
 Report = Callable[[Progress, dict[str, float]], None]
 
 
@@ -79,10 +78,17 @@ class _Run:
     accelerator: Accelerator
     model: SegmentationModel
     wrapped: nn.Module
-    optimiser: torch.optim.Optimizer
-    average: Average
-    progress: Progress
-    validation: list[Preprocessed] = field(default_factory=list)
+    state: resuming.State
+    card: dict[str, object]
+    training_set: TrainingSet
+    validation: list[Preprocessed]
+    log: TrainingLog
+    report: Report | None
+
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands."""
+        return self.state.progress
 
 
 def fit(config: Config, out: str | Path, options: Options | None = None) -> Path:
@@ -102,29 +108,51 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     """
     options, out = options or Options(), Path(out)
     resuming.check_folder(out, resume=options.resume)
+    accelerator = _accelerator(config.training)
+    set_seed(config.seed)
     config, cases, facts = prepare(config)
-    run = _start(config, cases, out, options)
-    digest = resuming.identity(config, cases)
-    warnings: list[str] = []
-    if options.resume:
-        warnings = resuming.restore(
-            out, run.model, run.average, run.optimiser, run.progress, digest, options.allow_mismatch
-        )
-    log = TrainingLog(out, run.progress.step, enabled=run.accelerator.is_main_process)
-    for sentence in warnings:
-        log.warn(sentence)
-    card = model_card(config, cases, facts, run.model)
-    training_set = TrainingSet(
-        cached_cases(cases, cases.part("train"), task_of(config), config.plan),
-        config,
-        run.model.codec.channels,
+    task = task_of(config)
+    model = build_model(config)
+    if options.init is not None:
+        _start_from(options.init, model)
+    training = config.training
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
-    run.validation = _validation_cases(run)
+    model.train().to(accelerator.device)
+    average = Average(model, training.ema_decay)
+    wrapped, optimiser = accelerator.prepare(model, optimiser)
+    identity = resuming.identity(config, cases)
+    state = resuming.State(model, average, optimiser, Progress(), identity)
+    warnings = (
+        resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
+        if options.resume
+        else []
+    )
+    train, plan = cases.part("train"), config.plan
+    validation = cases.part("validation")[: training.validation_cases]
+    main = accelerator.is_main_process
+    run = _Run(
+        config,
+        cases,
+        out,
+        accelerator,
+        model,
+        wrapped,
+        state,
+        model_card(config, facts, model),
+        TrainingSet(cached_cases(cases, train, task, plan), config, model.codec.channels),
+        preprocessed(cases, validation, task, plan) if main else [],
+        TrainingLog(out, state.progress.step, enabled=main),
+        options.report if main else None,
+    )
+    for sentence in warnings:
+        run.log.warn(sentence)
     try:
         with _signals() as caught:
-            _loop(run, training_set, log, card, digest, options.report, caught)
+            _loop(run, caught)
     finally:
-        log.close()
+        run.log.close()
     return out
 
 
@@ -135,52 +163,37 @@ def task_of(config: Config) -> TaskConfig:
     return config.task
 
 
-def _start(config: Config, cases: CaseList, out: Path, options: Options) -> _Run:
-    if config.training.precision != "no" and not torch.cuda.is_available():
+def _accelerator(training: TrainingConfig) -> Accelerator:
+    gpu = torch.cuda.is_available()
+    if training.precision != "no" and not gpu:
         raise UsageError(
             "mixed precision needs a GPU",
             field="training.precision",
-            found=config.training.precision,
+            found=training.precision,
             expected="no",
             remedy="on most CPUs half precision is many times slower",
         )
-    accelerator = Accelerator(
-        mixed_precision=config.training.precision, cpu=not torch.cuda.is_available()
-    )
-    set_seed(config.seed)
-    model = build_model(config)
-    if options.init is not None:
-        source = options.init / "model.safetensors" if options.init.is_dir() else options.init
-        fresh = transfer_weights(model, load_tensors(source))
-        if len(fresh) == len(model.state_dict()):
-            raise InputError(
-                "no weight fits this model",
-                file=source,
-                field="--init",
-                remedy="use a run of the same recipe and widths",
-            )
-    training = config.training
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
-    model.train().to(accelerator.device)
-    average = Average(model, training.ema_decay)
-    wrapped, prepared = accelerator.prepare(model, optimiser)
-    return _Run(config, cases, out, accelerator, model, wrapped, prepared, average, Progress())
+    return Accelerator(mixed_precision=training.precision, cpu=not gpu)
 
 
-def _loop(
-    run: _Run,
-    training_set: TrainingSet,
-    log: TrainingLog,
-    card: dict[str, object],
-    digest: dict[str, str],
-    report: Report | None,
-    caught: list[int],
-) -> None:
-    training, progress, main = run.config.training, run.progress, run.accelerator.is_main_process
+def _start_from(init: Path, model: SegmentationModel) -> None:
+    """Fine-tune: take over the weights that fit."""
+    source = init / WEIGHTS if init.is_dir() else init
+    fresh = transfer_weights(model, load_tensors(source))
+    if len(fresh) == len(model.state_dict()):
+        raise InputError(
+            "no weight fits this model",
+            file=source,
+            field="--init",
+            remedy="use a run of the same recipe and widths",
+        )
+
+
+def _loop(run: _Run, caught: list[int]) -> None:
+    training, progress = run.config.training, run.progress
+    main = run.accelerator.is_main_process
     stream = batches(
-        training_set,
+        run.training_set,
         progress.step * training.accumulate,
         training.steps * training.accumulate,
         rank=run.accelerator.process_index,
@@ -188,24 +201,24 @@ def _loop(
     )
     while progress.step < training.steps:
         began = time.perf_counter()
-        number = progress.step * training.accumulate
         values = _step(run, stream)
-        _count_bad(run, training_set, values["loss"], number)
+        _count_bad(run, values["loss"])
         progress.step += 1
         last = progress.step == training.steps
         if progress.step % training.validate_every == 0 or last:
             if main:
-                _validate(run, values, card)
+                _validate(run, values)
             run.accelerator.wait_for_everyone()
         values["seconds"] = time.perf_counter() - began
-        stop = bool(caught)
+        # Read once: a signal that comes later is seen, and saved for, in the next step.
+        stop = bool(caught) and not last
         if main:
-            log.row(progress.step, values)
+            run.log.row(progress.step, values)
             if progress.step % training.save_every == 0 or last or stop:
-                resuming.save(run.out, run.model, run.average, run.optimiser, progress, digest)
-        if report is not None and main:
-            report(progress, values)
-        if stop and not last:
+                resuming.save(run.out, run.state)
+        if run.report is not None:
+            run.report(progress, values)
+        if stop:
             raise Stopped(caught[0])
 
 
@@ -213,9 +226,10 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
     """One optimiser step over its micro-batches; the losses as means over all processes."""
     training, accelerator = run.config.training, run.accelerator
     rate = learning_rate(run.progress.step, training)
-    for group in run.optimiser.param_groups:
+    optimiser = run.state.optimiser
+    for group in optimiser.param_groups:
         group["lr"] = rate
-    run.optimiser.zero_grad()
+    optimiser.zero_grad()
     sums: dict[str, float] = {}
     for micro in range(training.accumulate):
         batch = next(stream).to(accelerator.device)
@@ -229,8 +243,8 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
             sums[name] = sums.get(name, 0.0) + value / training.accumulate
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), training.clip_norm)
     if math.isfinite(sums["loss"]) and bool(torch.isfinite(torch.as_tensor(norm))):
-        run.optimiser.step()
-        run.average.update(run.model, run.progress.step)
+        optimiser.step()
+        run.state.average.update(run.model, run.progress.step)
     return {**sums, "learning_rate": rate}
 
 
@@ -246,16 +260,16 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     return training.learning_rate
 
 
-def _count_bad(run: _Run, training_set: TrainingSet, loss: float, micro: int) -> None:
+def _count_bad(run: _Run, loss: float) -> None:
     """Stop after several NaN or Inf losses in a row, naming the cases they came from."""
     progress, training = run.progress, run.config.training
     if math.isfinite(loss):
         progress.bad_cases = []
         return
-    first = micro * (run.config.plan.batch_size or 1)
-    numbers = range(first, first + (run.config.plan.batch_size or 1) * training.accumulate)
+    share = (run.config.plan.batch_size or 1) * training.accumulate
+    numbers = range(progress.step * share, (progress.step + 1) * share)
     train = run.cases.part("train")
-    progress.bad_cases.append([train[training_set.case_of(n)[0]].case for n in numbers])
+    progress.bad_cases.append([train[run.training_set.case_of(n)[0]].case for n in numbers])
     if len(progress.bad_cases) >= training.stop_after_bad_losses:
         if run.accelerator.is_main_process:
             resuming.save_bad_cases(run.out, progress)
@@ -268,25 +282,20 @@ def _count_bad(run: _Run, training_set: TrainingSet, loss: float, micro: int) ->
         )
 
 
-def _validation_cases(run: _Run) -> list[Preprocessed]:
-    """Preprocessed validation cases, held by the main process only."""
-    part = run.cases.part("validation")[: run.config.training.validation_cases]
-    if not part or not run.accelerator.is_main_process:
-        return []
-    cached = cached_cases(run.cases, part, task_of(run.config), run.config.plan)
-    return [cached[index] for index in range(len(part))]
-
-
-def _validate(run: _Run, values: dict[str, float], card: dict[str, object]) -> None:
+def _validate(run: _Run, values: dict[str, float]) -> None:
     """Sample masks with the averaged weights; keep the weights if Dice is the best so far."""
-    with run.average.applied_to(run.model):
+    with run.state.average.applied_to(run.model):
         score = validation_dice(run.model, run.validation, run.config)
         values["validation_dice"] = score
-        if math.isnan(score) or score >= run.progress.best_dice:
-            run.progress.best_dice = -1.0 if math.isnan(score) else score
+        known = not math.isnan(score)
+        if not known or score >= run.progress.best_dice:
+            run.progress.best_dice = score if known else -1.0
             run.progress.best_step = run.progress.step
-            training = {"steps": run.progress.step, "validation_dice": score}
-            save_model(run.out, run.model, run.config, {**card, "training": training})
+            training = {
+                "steps": run.progress.step,
+                "validation_dice": score if known else None,
+            }
+            save_model(run.out, run.model, run.config, {**run.card, "training": training})
 
 
 def validation_dice(

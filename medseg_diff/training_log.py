@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from medseg_diff.config import Config
-from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.prepare import DataFacts
 from medseg_diff.files import atomic_text
 from medseg_diff.model import SegmentationModel
@@ -71,9 +70,7 @@ class TrainingLog:
             self.board.close()
 
 
-def model_card(
-    config: Config, cases: CaseList, facts: DataFacts, model: SegmentationModel
-) -> dict[str, object]:
+def model_card(config: Config, facts: DataFacts, model: SegmentationModel) -> dict[str, object]:
     """What a user must know before trusting the model; no path, no case, no patient."""
     task, plan = config.task, config.plan
     if task is None:

@@ -125,13 +125,10 @@ CODECS = [
     Fault("if crossing or not own", "if not own"),
 ]
 FUSION = [
-    Fault(
-        "self.mean = self.mean + delta / self.count",
-        "self.mean = self.mean + delta / (self.count + 1)",
-    ),
+    Fault("self.mean += delta / np.float32(self.count)", "self.mean += delta / 2"),
     Fault("delta * (values - self.mean)", "delta * delta"),
-    Fault("/ max(self.count, 1)", "/ max(self.count - 1, 1)"),
-    Fault("values.astype(np.float32), np", "values, np"),
+    Fault("self._squares / np.float32(self.count)", "self._squares / max(self.count - 1, 1)"),
+    Fault("np.array(values, dtype=np.float32)", "values"),
     Fault(" / np.log(len(p))", ""),
     Fault("(-both / np.log(2)).max(0)", "(-both / np.log(2)).mean(0)"),
     Fault("self.overlap += np", "self.overlap = np"),

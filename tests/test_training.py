@@ -138,15 +138,19 @@ def test_K01_a_kill_during_the_write_leaves_the_old_checkpoint(
     run = tmp_path / "run"
     with checkpoint.new_checkpoint(run, 1) as folder:
         (folder / "a").write_text("one")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with checkpoint.new_checkpoint(run, 2) as folder:
+            (folder / "a").write_text("two")
+
     for moment in ("_sync", "sha256_of"):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-
-            def stop(*_: object) -> None:
-                raise KeyboardInterrupt
-
+        with monkeypatch.context() as patch:
             patch.setattr(checkpoint, moment, stop)
-            with checkpoint.new_checkpoint(run, 2) as folder:
-                (folder / "a").write_text("two")
+            with pytest.raises(KeyboardInterrupt):
+                write()
         found, warnings = checkpoint.latest_checkpoint(run)
         assert (found / "a").read_text() == "one"
         assert not warnings

@@ -23,6 +23,8 @@ from medseg_diff.data.records import Batch
 from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation
 from medseg_diff.errors import InputError
 
+Preprocessed = dict[str, Any]
+
 # Share of free memory that preprocessed cases may take; what does not fit is read again.
 CACHE_SHARE = 0.5
 
@@ -53,6 +55,16 @@ def cached_cases(
         progress=False,
         copy_cache=False,
     )
+
+
+def preprocessed(
+    cases: CaseList, part: Sequence[Case], task: TaskConfig, plan: PlanConfig
+) -> list[Preprocessed]:
+    """Preprocessed cases, all in memory; an empty part gives an empty list."""
+    if not part:
+        return []
+    cached = cached_cases(cases, part, task, plan)
+    return [cached[index] for index in range(len(part))]
 
 
 class TrainingSet(Dataset[dict[str, torch.Tensor]]):

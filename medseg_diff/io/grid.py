@@ -253,7 +253,7 @@ def _compare_forms(sform: Affine, qform: Affine, grid: NiftiGrid, path: Path) ->
     sine = np.linalg.norm(turn - turn.T) / math.sqrt(8)
     angle = math.degrees(math.atan2(sine, (np.trace(turn) - 1) / 2))
     close = (
-        True
+        not mirrored
         and np.allclose(spacings[0], spacings[1], rtol=SPACING_TOLERANCE, atol=0)
         and angle < CLOSE_ROTATION_DEG
         and shift < CLOSE_SHIFT_MM
