@@ -9,16 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from medseg_diff.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
-    from medseg_diff.resume import Progress
 
 app = typer.Typer(
     help="Diffusion models that segment medical images: train, predict, evaluate.",
@@ -67,9 +62,10 @@ def train(
         settings.append(f"data.fold={fold}")
     parsed = load_config(config, settings)
     folder = out or Path("runs") / (parsed.name if fold is None else f"{parsed.name}_fold{fold}")
+    from medseg_diff.progress import TrainingBar
     from medseg_diff.training import Options, Stopped, fit
 
-    with training_bar(parsed.training.steps) as report:
+    with TrainingBar(parsed.training.steps) as report:
         options = Options(resume, allow_mismatch, init, report)
         try:
             fit(parsed, folder, options)
@@ -180,55 +176,6 @@ def _quoted(path: Path) -> str:
     import json
 
     return json.dumps(str(path))
-
-
-class training_bar:  # noqa: N801
-    """Context that shows a training's progress: a live bar on a terminal, lines elsewhere."""
-
-    def __init__(self, steps: int, label: str = "training") -> None:
-        self.steps, self.label = steps, label
-        self.bar: Bar | None = None
-        self.task: Any = None
-        self.dice = "-"
-        self.first: int | None = None
-
-    def __enter__(self) -> training_bar:
-        import time
-
-        self.started = time.monotonic()
-        if sys.stdout.isatty():
-            from rich import progress
-
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[values]}"),
-                progress.TimeRemainingColumn(),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.steps, values="")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, progress: Progress, values: dict[str, float]) -> None:
-        """Show one step."""
-        import time
-
-        self.first = progress.step - 1 if self.first is None else self.first
-        if "validation_dice" in values:
-            self.dice = f"{values['validation_dice']:.3f}"
-        speed = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
-        left = (self.steps - progress.step) / speed
-        shown = f"loss {values['loss']:.3f}  Dice {self.dice}  {speed:.2f} steps/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=progress.step, values=shown)
-        elif progress.step % max(1, self.steps // 10) == 0 or progress.step == self.steps:
-            where = f"{self.label} {progress.step}/{self.steps}"
-            print(f"{where}  {shown}  {left:.0f} s left", flush=True)
 
 
 def main() -> None:

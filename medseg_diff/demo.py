@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 
 from medseg_diff.batch import Case, predict_many
-from medseg_diff.cli import training_bar
 from medseg_diff.config import parse_config
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.sample import sample_attribution, sample_caselist
 from medseg_diff.errors import UsageError
 from medseg_diff.evaluation import Evaluation, evaluate_part
 from medseg_diff.inference import load
+from medseg_diff.progress import TrainingBar
 from medseg_diff.training import Options, fit
 
 # Half the patch volume and half the batch of the real configurations: two cores train each
@@ -55,7 +55,7 @@ def run_demo(out: Path) -> Path:
          f"{len(cases.part('test'))} to test")  # fmt: skip
     for name, keys in NETWORKS.items():
         config = parse_config({"name": name, "seed": SEED, **BUDGET, **keys})
-        with training_bar(config.training.steps, f"training {name}") as bar:
+        with TrainingBar(config.training.steps, f"training {name}") as bar:
             fit(config, out / "runs" / name, Options(report=bar))
     models = {name: str(out / "runs" / name) for name in NETWORKS} | {"shipped": "hippocampus"}
     results = {name: _predict_and_score(name, model, cases, out) for name, model in models.items()}

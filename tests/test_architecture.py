@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
     "model", "checkpoint", "noise", "fusion", "ensemble", "inference", "batch", "pairing",
-    "metrics", "statistics", "figures", "report", "evaluation", "training_log", "resume",
-    "training", "describe", "demo", "cli",
+    "metrics", "statistics", "summary", "figures", "report", "evaluation", "training_log", "resume",
+    "training", "describe", "progress", "demo", "cli",
 )  # fmt: skip
-RANK = {name: rank for rank, name in enumerate(ORDER)} | {"demo": len(ORDER) - 1}  # beside cli
+RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 

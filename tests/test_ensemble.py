@@ -13,6 +13,7 @@ from medseg_diff.codecs import OneHotCodec
 from medseg_diff.ensemble import Fused, Request, infer, windows
 from medseg_diff.model import Estimate, Sampling, SegmentationModel, build_model
 from medseg_diff.networks.conditioners import Context
+from medseg_diff.noise import NoiseField
 from tests.tiny import Threshold, tiny_config
 
 TWO = OneHotCodec(((0,), (1,)))
@@ -114,8 +115,6 @@ def test_moments_over_draws_are_those_of_the_draws():
     fused = infer([model], image, (8, 8, 8), request(draws=5, batch_size=2))
     alone = []
     for draw in range(5):
-        from medseg_diff.noise import NoiseField
-
         noise = torch.from_numpy(NoiseField(0, "c", draw, 0, 2).window((0, 0, 0), (8, 8, 8)))
         context = model.context(torch.from_numpy(image)[None])
         with torch.no_grad():
@@ -185,3 +184,27 @@ def test_memory_is_flat_in_the_number_of_draws():
     peak(1)
     bits = 8 * (peak(40) - peak(8)) / (32 * image[0].size)
     assert bits < 2, f"{bits:.2f} bits per voxel and draw"
+
+
+class Echo(Constant):
+    """Answers with a noise it was given: the start's, or the fresh one of a step."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__(stochastic=True)
+        self.step = step
+
+    def trajectory(self, context, noise, sampling, fresh_noise=None):
+        given = noise if self.step is None else fresh_noise(self.step)
+        one = given[:, :1].sigmoid()
+        p = torch.cat([1 - one, one], 1)
+        yield Estimate(0, 0.0, p, 2 * p - 1)
+
+
+@pytest.mark.parametrize(("step", "number"), [(None, 0), (0, 1), (1, 2)])
+def test_windows_see_the_noise_of_their_place_draw_and_step(step: int | None, number: int):
+    """Overlapping windows of one draw agree, so that the blend is the field itself."""
+    shape = (11, 9, 8)
+    fused = infer([Echo(step)], image_of(*shape), (8, 8, 8), request(draws=2, batch_size=8))
+    fields = [NoiseField(0, "c", d, number, 2).window((0, 0, 0), shape)[0] for d in range(2)]
+    expected = np.mean([1 / (1 + np.exp(-f)) for f in fields], axis=0)
+    np.testing.assert_allclose(fused.probability[1], expected, atol=1e-5)

@@ -1,0 +1,57 @@
+"""Showing how far a training is: a live bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from medseg_diff.resume import Progress
+
+
+class TrainingBar:
+    """Context that shows a training's progress: a live bar on a terminal, lines elsewhere."""
+
+    def __init__(self, steps: int, label: str = "training") -> None:
+        self.steps, self.label = steps, label
+        self.bar: Bar | None = None
+        self.task: Any = None
+        self.dice = "-"
+        self.first: int | None = None
+
+    def __enter__(self) -> TrainingBar:
+        self.started = time.monotonic()
+        if sys.stdout.isatty():
+            from rich import progress as rich_progress
+
+            self.bar = rich_progress.Progress(
+                rich_progress.TextColumn("{task.description}"),
+                rich_progress.BarColumn(),
+                rich_progress.MofNCompleteColumn(),
+                rich_progress.TextColumn("{task.fields[values]}"),
+                rich_progress.TimeRemainingColumn(),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.steps, values="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, progress: Progress, values: dict[str, float]) -> None:
+        """Show one step."""
+        self.first = progress.step - 1 if self.first is None else self.first
+        if "validation_dice" in values:
+            self.dice = f"{values['validation_dice']:.3f}"
+        speed = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
+        left = (self.steps - progress.step) / speed
+        shown = f"loss {values['loss']:.3f}  Dice {self.dice}  {speed:.2f} steps/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=progress.step, values=shown)
+        elif progress.step % max(1, self.steps // 10) == 0 or progress.step == self.steps:
+            where = f"{self.label} {progress.step}/{self.steps}"
+            print(f"{where}  {shown}  {left:.0f} s left", flush=True)
