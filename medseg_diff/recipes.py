@@ -31,7 +31,8 @@ def diff_unet() -> Keys:
 
     Departures: widths are a quarter of the paper's (64 ... 512) so that two CPU cores train it;
     exclusive classes use softmax and a background channel where the paper uses one sigmoid a
-    structure (regions still do); draws are fused by their mean, not by step-uncertainty (SUF).
+    structure (regions still do); draws are fused by their mean, not by step-uncertainty (SUF);
+    time is added before the activation, since after it instance norm removes it (`UNet`).
     """
     return {
         "model": {

@@ -5,6 +5,10 @@ Built of MONAI's convolution and up-sampling blocks in the shape of Diff-UNet's 
 max-pooling down, transposed convolution up, and the time embedding added between the two
 convolutions of every level.
 
+One departure: time is added before the first activation. Added after it, a shift that is constant
+over a channel passes the next convolution as a constant, and its instance norm removes it everywhere
+but at the zero-padded border: the network would hardly know its time.
+
 Legend: B batch, C channels, *S spatial axes, L levels (level 0 is full resolution).
 """
 
@@ -74,15 +78,11 @@ class TwoConv(nn.Module):
         super().__init__()
 
         def unit(into: int) -> nn.Module:
-            return Convolution(
-                spatial_dims,
-                into,
-                channels,
-                norm=("instance", {"affine": True}),
-                act=("leakyrelu", {"negative_slope": 0.1, "inplace": True}),
-            )
+            norm = ("instance", {"affine": True})
+            return Convolution(spatial_dims, into, channels, adn_ordering="N", norm=norm)
 
         self.first, self.second = unit(in_channels), unit(channels)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
         self.time = (
             None
             if time_channels is None
@@ -95,7 +95,7 @@ class TwoConv(nn.Module):
         if self.time is not None and time is not None:
             shift = self.time(time)
             x = x + shift.reshape(*shift.shape, *([1] * (x.ndim - 2)))
-        return self.second(x)
+        return self.act(self.second(self.act(x)))
 
 
 class UNet(nn.Module):

@@ -11,7 +11,7 @@ from medseg_diff.config import ModelConfig, ObjectiveConfig
 from medseg_diff.diffusion.paths import VariancePreserving
 from medseg_diff.model import DiffusionModel, Sampling, UNetModel
 from medseg_diff.networks.conditioners import AnchoredPyramid, Context, Pyramid
-from medseg_diff.networks.unet import TimeEmbedding, UNet, crop_to, pad_to_multiple
+from medseg_diff.networks.unet import TimeEmbedding, TwoConv, UNet, crop_to, pad_to_multiple
 
 WIDTHS = (4, 6, 8)
 SIZES = [(9, 11), (8, 8), (13, 7), (9, 11, 7), (8, 12, 8), (10, 5, 9)]
@@ -72,6 +72,16 @@ def test_time_changes_the_output():
         outputs = [network(x, torch.tensor([t]), maps) for t in (0.1, 0.5, 0.9)]
     assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4
     assert float((outputs[1] - outputs[2]).abs().max()) > 1e-4
+
+
+def test_instance_norm_does_not_swallow_the_time():
+    """Far from the zero-padded border too, where a shift after the activation would vanish."""
+    block = TwoConv(3, 1, 4, time_channels=16)
+    x = torch.randn(1, 1, 24, 24, 24)
+    with torch.no_grad():
+        one, two = (block(x, torch.randn(1, 16)) for _ in range(2))
+    inside = (..., *[slice(8, 16)] * 3)
+    assert float((one - two)[inside].abs().mean()) > 0.02
 
 
 def test_time_embedding_is_sinusoids_of_1000_t():
