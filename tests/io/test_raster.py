@@ -254,6 +254,15 @@ def test_cut_short(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_strips_past_the_end(tmp_path: Path, compression: str | None) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, BIG, rowsperstrip=4, compression=compression)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="file ends early"):
+        io.read_image(path)
+
+
 def test_every_flipped_byte_of_a_png_is_noticed(tmp_path: Path) -> None:
     whole = png(GREY8)
     path = tmp_path / "a.png"

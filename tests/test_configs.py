@@ -1,0 +1,73 @@
+"""Shipped YAMLs: they parse, and the rows of one table share their budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg_diff.config import Config, load_config, parse_config
+from medseg_diff.model import build_model
+
+TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
+
+
+def configurations(repository: Path, data: str) -> dict[str, Config]:
+    return {p.stem: load_config(p) for p in sorted((repository / "configs").glob(f"{data}_*.yaml"))}
+
+
+@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+def test_rows_of_a_table_share_their_budget(repository: Path, data: str) -> None:
+    """Same steps, batches, patches, optimiser, augmentation, data and seed."""
+    found = configurations(repository, data)
+    assert set(found) == {f"{data}_{name}" for name in ("unet", "diff_unet", "anchored")}
+    first = found[f"{data}_unet"]
+    for name, config in found.items():
+        assert config.name == name
+        for part in ("training", "data", "plan", "seed"):
+            assert getattr(config, part) == getattr(first, part), (name, part)
+
+
+@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> None:
+    """The baseline is as large as the diffusion models."""
+    sizes = {}
+    for name, config in configurations(repository, data).items():
+        dims = len(config.plan.patch_size or ())
+        keys = config.model_dump() | {"task": TASK}
+        keys["plan"] |= {"spatial_dims": dims}
+        model = build_model(parse_config(keys))
+        sizes[name] = sum(p.numel() for p in model.parameters())
+    unet = sizes[f"{data}_unet"]
+    assert all(abs(size / unet - 1) < 0.1 for size in sizes.values()), sizes
+
+
+def test_every_key_of_a_yaml_is_explained(repository: Path) -> None:
+    """Each file opens with what it is, where its data come from and how it is trained."""
+    for file in (repository / "configs").glob("*.yaml"):
+        head = file.read_text().splitlines()[:3]
+        assert all(line.startswith("# ") for line in head), file.name
+        assert "data_prep/" in head[1]
+        assert f"configs/{file.name}" in head[2]
+
+
+def test_the_default_model_learns_its_time(repository: Path) -> None:
+    """Gradients reach the time embedding of the default recipe."""
+    keys = load_config(repository / "configs" / "hippocampus_anchored.yaml").model_dump()
+    keys |= {"task": TASK}
+    keys["plan"] |= {"spatial_dims": 3}
+    model = build_model(parse_config(keys))
+    from medseg_diff.data.records import Batch
+
+    size = (2, 1, 16, 16, 16)
+    batch = Batch(
+        torch.randn(size),
+        torch.zeros(size, dtype=torch.int16),
+        torch.tensor([0.3, 0.9], dtype=torch.float64),
+        torch.randn(2, 3, 16, 16, 16),
+    )
+    model(batch).total.backward()
+    gradients = [p.grad for n, p in model.named_parameters() if "embedding" in n]
+    assert gradients
+    assert all(g is not None and float(g.abs().max()) > 0 for g in gradients)
