@@ -29,10 +29,10 @@ def diff_unet() -> Keys:
     Denoiser on concat(x_t, image) with the image pyramid added at every scale; clean output as
     logits; Dice + cross-entropy + squared error; DDPM's linear betas; DDIM, 10 steps.
 
-    Departures: widths are under a quarter of the paper's (64 ... 512) so that two CPU cores train it;
-    exclusive classes use softmax and a background channel where the paper uses one sigmoid a
-    structure (regions still do); draws are fused by their mean, not by step-uncertainty (SUF);
-    time is added before the activation, since after it instance norm removes it (`UNet`).
+    Departures: widths are under a quarter of the paper's (64 ... 512), for two CPU cores; exclusive
+    classes use softmax and a background channel where the paper uses one sigmoid a structure
+    (regions still do); draws are fused by their mean, not by step-uncertainty (SUF); time is added
+    before the activation, since after it instance norm removes it (`UNet`).
     """
     return {
         "model": {

@@ -210,8 +210,10 @@ def _loop(run: _Run, caught: list[int]) -> None:
                 _validate(run, values)
             run.accelerator.wait_for_everyone()
         values["seconds"] = time.perf_counter() - began
-        # Read once: a signal that comes later is seen, and saved for, in the next step.
-        stop = bool(caught) and not last
+        # Read once, by all processes together: a signal that comes later, or to one process
+        # first, is seen and saved for in the same step everywhere.
+        flag = torch.tensor(float(bool(caught)), device=run.accelerator.device)
+        stop = bool(run.accelerator.reduce(flag) > 0) and not last
         if main:
             run.log.row(progress.step, values)
             if progress.step % training.save_every == 0 or last or stop:
@@ -219,7 +221,7 @@ def _loop(run: _Run, caught: list[int]) -> None:
         if run.report is not None:
             run.report(progress, values)
         if stop:
-            raise Stopped(caught[0])
+            raise Stopped(caught[0] if caught else signal.SIGTERM)
 
 
 def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:

@@ -309,3 +309,21 @@ def test_atomic_text_replaces_whole_files_only(tmp_path, monkeypatch):
         atomic_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old ü\n"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_overlay_gets_the_first_doubt_volume_and_the_affine(folders, monkeypatch):
+    pred, ref, out = folders
+    doubt = np.random.default_rng(0).random((*SHAPE, 2)).astype(np.float32)
+    for case in "abc":
+        write(pred / f"{case}_doubt.nii.gz", doubt)
+    views = []
+    monkeypatch.setattr(
+        "medseg_diff.evaluation.case_figure", lambda view, _: views.append(view) or b"png"
+    )
+    monkeypatch.setattr("medseg_diff.report.box_plots", lambda *_: b"png")
+    evaluate(pred, ref, out, labels=LABELS)
+    assert len(views) == 3
+    for view in views:
+        np.testing.assert_array_equal(view.doubt, doubt[..., 0])
+        np.testing.assert_array_equal(view.reference, volume())
+        assert np.diag(view.affine)[:3].tolist() == list(SPACING)

@@ -6,8 +6,8 @@ max-pooling down, transposed convolution up, and the time embedding added betwee
 convolutions of every level.
 
 One departure: time is added before the first activation. Added after it, a shift that is constant
-over a channel passes the next convolution as a constant, and its instance norm removes it everywhere
-but at the zero-padded border: the network would hardly know its time.
+over a channel passes the next convolution as a constant, and its instance norm removes it but at
+the zero-padded border: the network would hardly know its time.
 
 Legend: B batch, C channels, *S spatial axes, L levels (level 0 is full resolution).
 """
