@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medseg_diff.config import Config, load_config
 from medseg_diff.errors import InputError
-from medseg_diff.files import atomic_text
+from medseg_diff.files import atomic_file, atomic_text
 from medseg_diff.model import SegmentationModel, build_model
 
 WEIGHTS, CARD, CONFIG, CHECKPOINTS = "model.safetensors", "card.json", "config.yaml", "checkpoints"
@@ -44,17 +44,9 @@ def sha256_of(path: Path) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors in one step: temporary file, fsync, rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        _sync(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write safetensors in one step."""
+    with atomic_file(path) as stream:
+        stream.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,40 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from medseg_diff.errors import InputError
 
 
 def atomic_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` (UTF-8, newlines untouched) to ``path`` in one step.
+    """Write ``text`` (UTF-8, newlines untouched) to ``path`` in one step; see `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode("utf-8"))
+    return Path(path)
 
-    The text goes to a temporary file in the same folder, reaches the disk, and takes the
-    name with ``os.replace``: whoever opens ``path`` finds the old text or the new, and a
-    failed write leaves the old one in place.
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a stream whose bytes take the name ``path`` only when all of them are on the disk.
+
+    Until then they lie in a hidden file of the same folder that only its owner can read; it is
+    removed if anything fails, and whatever held the name before stays as it was.
 
     Raises:
-        OSError: if the folder is missing or cannot be written.
+        InputError: if the folder is missing, read-only or full.
     """
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    temporary = Path(name)
+    path = Path(path)
+    # The name is short and says nothing: the final one may be as long as the system allows.
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        # By name, not by descriptor: tifffile asks streams for their name.
+        with open(temporary, "x+b", opener=_private) as stream:
+            yield stream
             stream.flush()
+            # Results follow the user's umask; only the unfinished file is private.
+            temporary.chmod(0o666 & ~_umask())
             os.fsync(stream.fileno())
-        # mkstemp makes files only their owner can read; results follow the user's umask.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}",
+            file=path,
+            remedy="choose a folder that exists, may be written to and has room",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
-    return target
+
+
+def _private(name: str, flags: int) -> int:
+    """Open a file that only its owner can read."""
+    return os.open(name, flags, 0o600)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets folders be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:
-    """Read the process's umask, which can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -305,7 +305,7 @@ def test_atomic_text_replaces_whole_files_only(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space left"):
         atomic_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old ü\n"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]

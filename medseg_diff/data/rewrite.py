@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from skimage.io import imsave
 
 from medseg_diff.errors import InputError
+from medseg_diff.files import atomic_file
 from medseg_diff.io import (
     ReadOptions,
-    atomic_file,
     read_image,
     read_label,
     write_label,

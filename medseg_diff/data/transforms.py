@@ -305,7 +305,12 @@ def augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int] = ()) -> 
         RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{a}": (0.3, 0.8) for a in "xyz"[:dims]}),
         RandScaleIntensityd("image", prob=0.15, factors=0.25),
         RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        RandSimulateLowResolutiond("image", prob=0.1, zoom_range=(0.5, 1.0)),
+        RandSimulateLowResolutiond(
+            "image",
+            prob=0.1,
+            zoom_range=(0.5, 1.0),
+            upsample_mode="trilinear" if dims == 3 else "bilinear",
+        ),
     ]
     steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes]
     return Compose(steps)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg_diff.errors import InputError
+from medseg_diff.files import atomic_file
 from medseg_diff.io import safety
 from medseg_diff.io.grid import Affine, resolve_affine, spacing_of
 from medseg_diff.io.header import HEAD_BYTES, NiftiGrid, NiftiHeader, build_header, parse_header
@@ -112,7 +113,7 @@ def write_nifti(path: str | Path, values: NDArray[Any], grid: NiftiGrid) -> None
     head = build_header(grid, shape, values.dtype)
     little = values.dtype.newbyteorder("<")
     data = np.ascontiguousarray(values.transpose(0, 3, 2, 1), little)
-    with safety.atomic_file(path) as stream:
+    with atomic_file(path) as stream:
         if not name.endswith(".gz"):
             stream.write(head)
             stream.write(data.data)

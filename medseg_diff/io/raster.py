@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medseg_diff.errors import InputError
+from medseg_diff.files import atomic_file
 from medseg_diff.io import safety
 from medseg_diff.io.options import ReadOptions
 from medseg_diff.io.stored import Stored
@@ -292,7 +293,7 @@ def write_png(path: str | Path, pixels: Pixels) -> None:
     if pixels.ndim != 3 or pixels.dtype not in types:
         raise ValueError(f"cannot write {pixels.dtype} of shape {pixels.shape} as PNG")
     flat = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    with safety.atomic_file(path) as stream:
+    with atomic_file(path) as stream:
         Image.fromarray(np.ascontiguousarray(flat)).save(stream, format="PNG")
 
 
@@ -306,7 +307,7 @@ def write_tiff(path: str | Path, values: Pixels) -> None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise InputError("not a name for a TIFF", file=path, expected=".tif")
     data = np.ascontiguousarray(values, np.float32)
-    with safety.atomic_file(path) as stream:
+    with atomic_file(path) as stream:
         tifffile.imwrite(
             stream, data[0] if len(data) == 1 else data, photometric="minisblack",
             compression="zlib", metadata=None,

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import os
-import secrets
 import stat
 import zlib
 from collections.abc import Iterator
@@ -199,60 +197,3 @@ def _ends_early(path: Path, found: str | None = None, expected: str | None = Non
         expected=expected,
         remedy="copy or download it again",
     )
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a stream whose bytes take the name ``path`` only when all of them are on the disk.
-
-    Until then they lie in a hidden file of the same folder that only its owner can read; it is
-    removed if anything fails, and whatever held the name before stays as it was.
-
-    Raises:
-        InputError: if the folder is missing, read-only or full.
-    """
-    path = Path(path)
-    # The name is short and says nothing: the final one may be as long as the system allows.
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        # By name, not by descriptor: tifffile asks streams for their name.
-        with open(temporary, "x+b", opener=_private) as stream:
-            yield stream
-            stream.flush()
-            # Results follow the user's umask; only the unfinished file is private.
-            temporary.chmod(0o666 & ~_umask())
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror or error}",
-            file=path,
-            remedy="choose a folder that exists, may be written to and has room",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _private(name: str, flags: int) -> int:
-    """Open a file that only its owner can read."""
-    return os.open(name, flags, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system lets folders be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,7 @@ from numpy.random import default_rng
 
 from medseg_diff import io
 from medseg_diff.errors import InputError
+from medseg_diff.files import atomic_file
 from medseg_diff.io import grid as grids
 from medseg_diff.io.header import parse_header
 from tests.io.faults import AFFINE, AXIS_LABELS, CLEAN, CLEAN_LABEL, PHANTOM
@@ -184,10 +185,10 @@ def test_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
         assert hidden.stat().st_mode & 0o777 == 0o600
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), io.atomic_file(target) as stream:
+    with pytest.raises(KeyboardInterrupt), atomic_file(target) as stream:
         interrupted(stream)
     assert list(tmp_path.iterdir()) == []
-    with io.atomic_file(target) as stream:
+    with atomic_file(target) as stream:
         stream.write(b"whole")
     assert target.read_bytes() == b"whole"
     (tmp_path / "other").touch()
