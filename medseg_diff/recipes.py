@@ -70,7 +70,7 @@ def anchored() -> Keys:
             "output": "correction",
         },
         "objective": {"dice": 1.0, "cross_entropy": 1.0, "anchor": 1.0},
-        "prediction": {"draws": 5, "steps": 5, "sampler": "ddim"},
+        "prediction": {"draws": 5, "steps": 2, "sampler": "ddim"},
     }
 
 
