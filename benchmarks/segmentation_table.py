@@ -1,4 +1,4 @@
-"""Score trained runs on a test part for several numbers of steps and draws, one row at a time.
+"""Score trained runs for several numbers of steps and draws, one row at a time.
 
     python benchmarks/segmentation_table.py --cases datasets/hippocampus/cases.json \
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
@@ -36,7 +36,10 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="first N test cases only (a trial)")
+    parser.add_argument("--part", default="test", choices=["validation", "test"])
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
+    parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -46,24 +49,24 @@ def main() -> None:
         return
     file = given.out / "rows.csv"
     for run in given.runs:
-        for steps, draws in combinations(run):
-            rows = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=["row"])
+        for steps, draws in combinations(run, given.steps, given.draws):
+            rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
             name = f"{run.name}, {steps} steps, {draws} draws"
-            if name in set(rows["row"]):
+            if name in {row["row"] for row in rows}:
                 continue
             print(name, flush=True)
-            row = run_row(run, steps, draws)
-            pd.concat([rows, pd.DataFrame([{"row": name, **row}])]).to_csv(file, index=False)
+            rows.append({"row": name, **run_row(run, steps, draws)})
+            pd.DataFrame(rows).to_csv(file, index=False)
     show(given.out)
 
 
-def combinations(run: Path) -> list[tuple[int, int]]:
+def combinations(run: Path, steps: list[int], draws: list[int]) -> list[tuple[int, int]]:
     """Every (steps, draws) of a diffusion model; a U-Net has one answer."""
     from medseg_diff.config import load_config
 
     if load_config(run / "config.yaml").model.kind == "unet":
         return [(1, 1)]
-    return [(steps, draws) for draws in DRAWS for steps in STEPS]
+    return [(s, d) for d in draws for s in steps]
 
 
 def run_row(run: Path, steps: int, draws: int) -> dict[str, object]:
@@ -86,7 +89,7 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
     from medseg_diff.inference import load
 
     listed = load_caselist(given.cases)
-    test = listed.part("test")[: given.limit]
+    test = listed.part(given.part)[: given.limit]
     predictor = load(run, "cpu")
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
@@ -97,9 +100,8 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
     predict_many(predictor, cases, given.out / "predictions" / name, steps=steps, draws=draws)
     seconds = (time.perf_counter() - began) / len(cases)
     scored = listed.with_cases(test)
-    result = evaluate_part(
-        given.out / "predictions" / name, scored, given.out / "evaluations" / name
-    )
+    folder = given.out / "evaluations" / name
+    result = evaluate_part(given.out / "predictions" / name, scored, folder, part=given.part)
     spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
     return {
         "run": run.name,
