@@ -6,6 +6,7 @@ for any number of processes and workers, and a resumed run needs no saved positi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,8 +87,11 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         self.state_channels = state_channels
         training = config.training
         self.augment = augmentation(self.patch, training.mirror_axes) if training.augment else None
-        # Room for rotation and scaling without reaching past the crop.
-        self.margin = 1.2 if training.augment else 1.0
+        # Room for rotation and scaling without reaching past the crop. The same on both sides: a
+        # crop of other parity than the patch would be sampled between voxels, where the image
+        # interpolates and the label rounds, and the two would part by half a voxel.
+        share = 0.1 if training.augment else 0.0
+        self.crop_size = [n + 2 * math.ceil(n * share) for n in self.patch] + [1] * (3 - self.dims)
 
     def __len__(self) -> int:
         """Samples of the whole training."""
@@ -107,9 +111,8 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng([self.config.seed, 1, index, epoch])
         rater = int(rng.integers(len(case["label"])))
         centre = self._centre(case, rng)
-        size = [round(n * self.margin) for n in self.patch] + [1] * (3 - self.dims)
-        image = crop(case["image"], centre, size)
-        label = crop(case["label"][rater : rater + 1], centre, size)
+        image = crop(case["image"], centre, self.crop_size)
+        label = crop(case["label"][rater : rater + 1], centre, self.crop_size)
         if self.dims == 2:
             image, label = image[..., 0], label[..., 0]
         if self.augment is not None:

@@ -89,3 +89,37 @@ def test_processes_share_every_global_batch() -> None:
     assert two == [[8, 9, 12, 13], [10, 11, 14, 15]]
     with pytest.raises(InputError, match="multiple of 3"):
         StepSampler(0, 1, 4, 0, 3)
+
+
+@pytest.mark.parametrize("patch", [[40, 56, 40], [24, 40, 16], [56, 40]])
+def test_image_and_label_of_a_training_sample_lie_on_each_other(patch: list[int]) -> None:
+    """To a fraction of a voxel: a crop of other parity than the patch once parted them by half."""
+    from medseg_diff.config import parse_config
+    from medseg_diff.data.dataset import TrainingSet
+
+    shape = (1, 60, 60, 60 if len(patch) == 3 else 1)
+    label = np.zeros(shape, dtype=np.int16)
+    label[0, 20:41, 22:37, : shape[3] // 2 + 1] = 1
+    case = {
+        "image": label.astype(np.float32),
+        "label": label,
+        "foreground": [np.argwhere(label[0])],
+    }
+    config = parse_config(
+        {
+            "recipe": "unet",
+            "plan": {"patch_size": patch, "spatial_dims": len(patch), "batch_size": 1},
+            "training": {"steps": 40},
+        }
+    )
+    training_set = TrainingSet([case], config, 2)  # type: ignore[arg-type]
+    apart = []
+    for number in range(40):
+        item = training_set[number]
+        image, mask = np.asarray(item["image"][0]), np.asarray(item["label"][0])
+        bright = (image - image.min()) / max(float(np.ptp(image)), 1e-6) > 0.5
+        if 50 < mask.sum() < 0.8 * mask.size:
+            centres = [np.argwhere(m).mean(0) for m in (bright, mask > 0)]
+            apart.append(centres[0] - centres[1])
+    assert len(apart) > 10
+    assert np.abs(np.median(apart, axis=0)).max() < 0.1
