@@ -93,7 +93,7 @@ def test_processes_share_every_global_batch() -> None:
 
 @pytest.mark.parametrize("patch", [[40, 56, 40], [24, 40, 16], [56, 40]])
 def test_image_and_label_of_a_training_sample_lie_on_each_other(patch: list[int]) -> None:
-    """To a fraction of a voxel: a crop of other parity than the patch once parted them by half."""
+    """A crop of other parity than the patch once parted them by half a voxel."""
     from medseg_diff.config import parse_config
     from medseg_diff.data.dataset import TrainingSet
 
@@ -109,17 +109,18 @@ def test_image_and_label_of_a_training_sample_lie_on_each_other(patch: list[int]
         {
             "recipe": "unet",
             "plan": {"patch_size": patch, "spatial_dims": len(patch), "batch_size": 1},
-            "training": {"steps": 40},
+            "training": {"steps": 8},
         }
     )
     training_set = TrainingSet([case], config, 2)  # type: ignore[arg-type]
-    apart = []
-    for number in range(40):
+    assert training_set.augment is not None
+    # Without the random changes what is left is the cut from the crop to the patch.
+    for step in training_set.augment.transforms:
+        step.prob = 0.0
+    seen = 0
+    for number in range(8):
         item = training_set[number]
         image, mask = np.asarray(item["image"][0]), np.asarray(item["label"][0])
-        bright = (image - image.min()) / max(float(np.ptp(image)), 1e-6) > 0.5
-        if 50 < mask.sum() < 0.8 * mask.size:
-            centres = [np.argwhere(m).mean(0) for m in (bright, mask > 0)]
-            apart.append(centres[0] - centres[1])
-    assert len(apart) > 10
-    assert np.abs(np.median(apart, axis=0)).max() < 0.1
+        np.testing.assert_allclose(image, mask, atol=1e-3)
+        seen += bool(mask.any() and not mask.all())
+    assert seen >= 3
