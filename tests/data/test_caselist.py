@@ -301,7 +301,7 @@ def test_failed_save_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         save_caselist(build_caselist(content), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
