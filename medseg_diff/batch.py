@@ -162,13 +162,20 @@ def _predict_one(
         return Outcome(case.name, answer.record, None)
     except UsageError:
         raise
-    except Exception as error:
-        line = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        line = " ".join(line.split())
+    except Exception as error:  # the boundary of a case: whatever stops one, the rest go on
+        line = _failure_line(error)
         record = {"case": case.name, "status": "failed", "error": line, "warnings": []}
         _remove_images(out, case.name)
         atomic_text(out / f"{case.name}.json", json.dumps(record, indent=2) + "\n")
         return Outcome(case.name, record, line)
+
+
+def _failure_line(error: Exception) -> str:
+    """One line for the JSON; an OSError's own text would carry the folders' names."""
+    if isinstance(error, InputError):
+        return str(error)
+    text = error.strerror or "" if isinstance(error, OSError) else str(error)
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def write_answer(answer: Answer, out: Path, name: str) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from medseg_diff import batch
 from medseg_diff.batch import find_cases, predict_many
 from medseg_diff.errors import InputError, UsageError
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
@@ -168,3 +169,9 @@ def test_wrong_use_stops_everything(tmp_path: Path, predictor):
         predict_many(predictor, cases, tmp_path / "out", draws=0)
     with pytest.raises(UsageError, match="among the inputs"):
         predict_many(predictor, cases, tmp_path / "in")
+
+
+def test_a_failure_line_names_no_folder():
+    error = PermissionError(13, "Permission denied", "/scans/Jane_Doe/a.nii")
+    assert batch._failure_line(error) == "PermissionError: Permission denied"
+    assert batch._failure_line(ValueError("two\nlines")) == "ValueError: two lines"
