@@ -17,7 +17,7 @@ Keys = dict[str, Any]
 def unet() -> Keys:
     """Plain U-Net with Dice + cross-entropy: the baseline every table needs."""
     return {
-        "model": {"kind": "unet", "features": [18, 36, 72, 144]},
+        "model": {"kind": "unet", "features": [16, 32, 64, 168]},
         "objective": {"dice": 1.0, "cross_entropy": 1.0},
         "prediction": {"draws": 1, "steps": 1},
     }
@@ -37,9 +37,9 @@ def diff_unet() -> Keys:
     return {
         "model": {
             "kind": "diffusion",
-            "features": [14, 28, 56, 112],
+            "features": [16, 32, 64, 96],
             "conditioner": "pyramid",
-            "conditioner_features": [14, 28, 56, 112],
+            "conditioner_features": [16, 32, 64, 96],
             "concat_image": True,
             "time_channels": 128,
             "schedule": "linear",

@@ -9,6 +9,10 @@ One departure: time is added before the first activation. Added after it, a shif
 over a channel passes the next convolution as a constant, and its instance norm removes it but at
 the zero-padded border: the network would hardly know its time.
 
+Weights and maps lie in memory channels last, which made a training step 1.4 to 2 times faster on
+two CPU cores (``benchmarks/memory_format.py``). Instance norm is written as group norm with one
+channel a group: the same numbers, but by a kernel that keeps that layout.
+
 Legend: B batch, C channels, *S spatial axes, L levels (level 0 is full resolution).
 """
 
@@ -78,7 +82,7 @@ class TwoConv(nn.Module):
         super().__init__()
 
         def unit(into: int) -> nn.Module:
-            norm = ("instance", {"affine": True})
+            norm = ("group", {"num_groups": channels, "affine": True})
             return Convolution(spatial_dims, into, channels, adn_ordering="N", norm=norm)
 
         self.first, self.second = unit(in_channels), unit(channels)
@@ -147,13 +151,15 @@ class UNet(nn.Module):
             for level in shallow
         )
         self.head = None if out_channels is None else conv(features[0], out_channels, 1)
+        self.layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        self.to(memory_format=self.layout)
 
     def maps(
         self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
     ) -> Maps:
         """Feature maps of the padded input; times (B,), context maps finest first."""
         time = None if self.embedding is None or t is None else self.embedding(t)
-        x = pad_to_multiple(x, self.factor)
+        x = pad_to_multiple(x, self.factor).contiguous(memory_format=self.layout)
         encoder: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x), time)
