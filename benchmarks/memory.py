@@ -46,6 +46,7 @@ def measure(recipe: str, patch: list[int], batch: int) -> dict[str, float]:
         torch.zeros(batch, 1, *patch, dtype=torch.int16),
         torch.full((batch,), 0.5, dtype=torch.float64),
         torch.randn(batch, 3, *patch),
+        torch.rand(batch, 2),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):

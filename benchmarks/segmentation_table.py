@@ -3,6 +3,9 @@
     python benchmarks/segmentation_table.py --cases datasets/hippocampus/cases.json \
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
 
+``--as-configured`` scores each run once, with the draws, steps and sampler of its own YAML: the
+table over recipes. ``--samplers`` with ``--steps`` compares samplers on one run.
+
 Each row runs in a process of its own (its peak memory is that process's) and is appended to
 rows.csv when it is done; a row that is already there is not run again. The last step prints the
 table, with each row compared, case by case, with the first run. Cases are scored on their own grid
@@ -22,6 +25,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 warnings.filterwarnings("ignore")
 
@@ -39,39 +43,58 @@ def main() -> None:
     parser.add_argument("--part", default="test", choices=["validation", "test"])
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
+    parser.add_argument("--samplers", nargs="+", help="default: each run's own")
+    parser.add_argument("--as-configured", action="store_true")
     parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
-    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.row:
-        run, steps, draws = given.row
-        print(json.dumps(measure(Path(run), int(steps), int(draws), given)))
+        run, steps, draws, sampler = given.row
+        print(json.dumps(measure(Path(run), Settings(int(steps), int(draws), sampler), given)))
         return
     file = given.out / "rows.csv"
     for run in given.runs:
-        for steps, draws in combinations(run, given.steps, given.draws):
+        for settings in combinations(run, given):
             rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
-            name = f"{run.name}, {steps} steps, {draws} draws"
+            name = f"{run.name}, {settings.sampler}, {settings.steps} steps, {settings.draws} draws"
             if name in {row["row"] for row in rows}:
                 continue
             print(name, flush=True)
-            rows.append({"row": name, **run_row(run, steps, draws)})
+            rows.append({"row": name, **run_row(run, settings)})
             pd.DataFrame(rows).to_csv(file, index=False)
     show(given.out)
 
 
-def combinations(run: Path, steps: list[int], draws: list[int]) -> list[tuple[int, int]]:
-    """Every (steps, draws) of a diffusion model; a U-Net has one answer."""
+class Settings(NamedTuple):
+    """How a row's masks are drawn."""
+
+    steps: int
+    draws: int
+    sampler: str
+
+    def folder(self, run: str) -> str:
+        """Name of a row's folder."""
+        return f"{run}_{self.sampler}_{self.steps}_{self.draws}"
+
+
+def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
+    """The rows of a run; a U-Net has one answer."""
     from medseg_diff.config import load_config
 
-    if load_config(run / "config.yaml").model.kind == "unet":
-        return [(1, 1)]
-    return [(s, d) for d in draws for s in steps]
+    config = load_config(run / "config.yaml")
+    own = config.prediction
+    if config.model.kind == "unet":
+        return [Settings(1, 1, own.sampler)]
+    if given.as_configured:
+        return [Settings(own.steps, own.draws, own.sampler)]
+    samplers = given.samplers or [own.sampler]
+    return [Settings(s, d, name) for name in samplers for d in given.draws for s in given.steps]
 
 
-def run_row(run: Path, steps: int, draws: int) -> dict[str, object]:
+def run_row(run: Path, settings: Settings) -> dict[str, object]:
     """Measure one row in a fresh process."""
-    command = [sys.executable, *sys.argv, "--row", str(run), str(steps), str(draws)]
+    command = [sys.executable, *sys.argv, "--row", str(run), *map(str, settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -79,7 +102,7 @@ def run_row(run: Path, steps: int, draws: int) -> dict[str, object]:
     return row
 
 
-def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dict[str, object]:
+def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[str, object]:
     """Predict and score the test part."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -92,12 +115,13 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
     test = listed.part(given.part)[: given.limit]
     predictor = load(run, "cpu")
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
+    asked = settings._asdict()
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
     with FlopCounterMode(display=False) as counter:
-        first = predictor.predict(cases[0].channels, case="first", steps=steps, draws=draws)
-    name = f"{run.name}_{steps}_{draws}"
+        first = predictor.predict(cases[0].channels, case="first", **asked)
+    name = settings.folder(run.name)
     began = time.perf_counter()
-    predict_many(predictor, cases, given.out / "predictions" / name, steps=steps, draws=draws)
+    predict_many(predictor, cases, given.out / "predictions" / name, **asked)
     seconds = (time.perf_counter() - began) / len(cases)
     scored = listed.with_cases(test)
     folder = given.out / "evaluations" / name
@@ -105,8 +129,7 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
     spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
     return {
         "run": run.name,
-        "steps": steps,
-        "draws": draws,
+        **asked,
         "parameters": predictor.runs[0].card["parameters"],
         "network_calls": sum(first.record["network_calls"].values()),
         "gflops": counter.get_total_flops() / 1e9,
@@ -116,6 +139,7 @@ def measure(run: Path, steps: int, draws: int, given: argparse.Namespace) -> dic
         "cases": len(test),
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "hd95_mm": result.per_case["hd95_mm"].mean(),
         **{f"dice {k}": v for k, v in result.per_case.groupby("structure")["dice"].mean().items()},
     }
 
@@ -139,7 +163,7 @@ def show(out: Path) -> None:
     rows = pd.read_csv(out / "rows.csv")
     scores = []
     for _, row in rows.iterrows():
-        name = f"{row['run']}_{row['steps']}_{row['draws']}"
+        name = Settings(row["steps"], row["draws"], row["sampler"]).folder(row["run"])
         per_case = pd.read_csv(out / "evaluations" / name / "per_case.csv")
         scores.append(case_means(per_case)["dice"])
     pairs: list[Comparison] = [
@@ -149,10 +173,12 @@ def show(out: Path) -> None:
     lines, sentences = [], []
     for index, row in rows.iterrows():
         mean = summarise(scores[index].to_numpy())
-        line = {"run": row["run"], "steps": row["steps"], "draws": row["draws"]}
+        line = {"run": row["run"], "sampler": row["sampler"]}
+        line |= {"steps": row["steps"], "draws": row["draws"]}
         line["Dice [95 % CI]"] = f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
         for column in [c for c in rows if str(c).startswith("dice ")]:
             line[column.removeprefix("dice ")] = f"{row[column]:.4f}"
+        line["HD95, mm"] = f"{row['hd95_mm']:.2f}"
         line["difference, points"] = "-"
         if index > 0:
             pair = pairs[index - 1]

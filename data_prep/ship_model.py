@@ -16,9 +16,8 @@ from medseg_diff.checkpoint import (
     load_tensors,
     read_card,
     save_tensors,
-    sha256_of,
 )
-from medseg_diff.files import atomic_text
+from medseg_diff.files import atomic_text, file_sha256
 
 LICENCE = """# Licence of these weights
 
@@ -49,7 +48,7 @@ def main() -> None:
     save_tensors(given.out / WEIGHTS, half)
     atomic_text(given.out / CONFIG, (given.run / CONFIG).read_text(encoding="utf-8"))
     card = read_card(given.run)
-    card |= {"licence": "CC-BY-SA-4.0", "sha256": {WEIGHTS: sha256_of(given.out / WEIGHTS)}}
+    card |= {"licence": "CC-BY-SA-4.0", "sha256": {WEIGHTS: file_sha256(given.out / WEIGHTS)}}
     atomic_text(given.out / CARD, json.dumps(card, indent=2) + "\n")
     atomic_text(given.out / "LICENSE.md", LICENCE)
     size = sum(p.stat().st_size for p in given.out.iterdir()) / 2**20

@@ -18,7 +18,7 @@ import pandas as pd
 from medseg_diff import io
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.files import atomic_text
+from medseg_diff.files import atomic_text, file_sha256
 from medseg_diff.inference import Answer, Predictor
 
 DONE, NOTHING_DONE, SOME_FAILED = 0, 1, 8
@@ -185,7 +185,7 @@ def write_answer(answer: Answer, out: Path, name: str) -> None:
     io.write_label(out / f"{name}{labels}", answer.mask, answer.mask, n_classes=classes)
     io.write_map(out / f"{name}_prob{maps}", answer.probability, answer.mask)
     io.write_map(out / f"{name}_doubt{maps}", answer.doubt, answer.mask)
-    written = {"mask": io.file_sha256(out / f"{name}{labels}")}
+    written = {"mask": file_sha256(out / f"{name}{labels}")}
     answer.record["hashes"] = {**answer.record["hashes"], **written}
     atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
 

@@ -11,9 +11,7 @@ Nothing is pickled: weights and optimiser state are safetensors, the rest is JSO
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,18 +27,12 @@ from torch import Tensor
 
 from medseg_diff.config import Config, load_config
 from medseg_diff.errors import InputError
-from medseg_diff.files import atomic_file, atomic_text
+from medseg_diff.files import atomic_file, atomic_text, file_sha256, sync
 from medseg_diff.model import SegmentationModel, build_model
 
 WEIGHTS, CARD, CONFIG, CHECKPOINTS = "model.safetensors", "card.json", "config.yaml", "checkpoints"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT_CHECKPOINTS = 2
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -70,7 +62,7 @@ def save_model(
     run.mkdir(parents=True, exist_ok=True)
     save_tensors(run / WEIGHTS, model.state_dict())
     atomic_text(run / CONFIG, config.to_yaml())
-    vouched = {**card, "sha256": {WEIGHTS: sha256_of(run / WEIGHTS)}}
+    vouched = {**card, "sha256": {WEIGHTS: file_sha256(run / WEIGHTS)}}
     atomic_text(run / CARD, json.dumps(vouched, indent=2) + "\n")
 
 
@@ -102,7 +94,7 @@ def load_run(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     config = load_config(folder / CONFIG)
     card = read_card(folder)
     expected = card.get("sha256", {}).get(WEIGHTS)
-    if sha256_of(folder / WEIGHTS) != expected:
+    if file_sha256(folder / WEIGHTS) != expected:
         raise InputError(
             "the weights are not those that the model card describes",
             file=folder / WEIGHTS,
@@ -163,16 +155,16 @@ def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))
     try:
         yield temporary
-        hashes = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
+        hashes = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
         (temporary / "sha256.json").write_text(json.dumps(hashes), encoding="utf-8")
         for part in temporary.iterdir():
-            _sync(part)
-        _sync(temporary)
+            sync(part)
+        sync(temporary)
         final = parent / f"step_{step:08d}"
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(parent)
+        sync(parent)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -208,15 +200,6 @@ def latest_checkpoint(run: Path) -> tuple[Path, list[str]]:
 def _is_whole(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return bool(hashes) and all(sha256_of(folder / k) == v for k, v in hashes.items())
+        return bool(hashes) and all(file_sha256(folder / k) == v for k, v in hashes.items())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return False
-
-
-def _sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg_diff.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from medseg_diff.batch import Outcome
+    from medseg_diff.io import ReadOptions
 
 app = typer.Typer(
     help="Diffusion models that segment medical images: train, predict, evaluate.",
@@ -84,8 +89,12 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or ancestral.")] = None,
-    fuse: Annotated[str, typer.Option(help="How draws become one answer: mean.")] = "mean",
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, dpm_solver_2m, heun ... (see docs).")
+    ] = None,
+    fuse: Annotated[
+        str | None, typer.Option(help="mean, step_uncertainty, step_uncertainty_paper, step_sum.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows x draws in a network call.")
@@ -99,38 +108,22 @@ def predict(
     volume: Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")] = None,
 ) -> None:
     """Segment scans: per case a mask, its probability, its doubt and a JSON."""
-    if fuse != "mean":
-        raise UsageError("unknown fusion rule", field="--fuse", found=fuse, expected="mean")
-    if affine not in ("auto", "sform", "qform"):
-        raise UsageError(
-            "unknown choice", field="--affine", found=affine, expected="auto, sform or qform"
-        )
-    from medseg_diff.batch import Outcome, check_output, find_cases, predict_many
+    options = _read_options(affine, assume_axcodes, nan, volume)
+    from medseg_diff.batch import check_output, find_cases, predict_many
     from medseg_diff.inference import load
-    from medseg_diff.io import ReadOptions
 
     predictor = load(model, device)
     cases = find_cases(input, predictor.task.channels)
     check_output(out, cases)
-
-    def report(index: int, outcome: Outcome) -> None:
-        status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
-        print(f"[{index + 1}/{len(cases)}] {outcome.case}: {status}", flush=True)
-
-    options = ReadOptions(
-        affine=affine,  # type: ignore[arg-type]  # checked above
-        assume_axcodes=assume_axcodes,
-        nan_fill=nan,
-        volume=volume,
-    )
     code = predict_many(
         predictor,
         cases,
         out,
-        report=report,
+        report=_line_per_case(len(cases)),
         draws=draws,
         steps=steps,
         sampler=sampler,
+        fuse=fuse,
         seed=seed,
         batch_size=batch_size,
         options=options,
@@ -170,6 +163,34 @@ def info(
     from medseg_diff.describe import describe
 
     print(describe(target))
+
+
+def _read_options(
+    affine: str, assume_axcodes: str | None, nan: float | None, volume: int | None
+) -> ReadOptions:
+    """How to read scans that do not speak for themselves."""
+    if affine not in ("auto", "sform", "qform"):
+        raise UsageError(
+            "unknown choice", field="--affine", found=affine, expected="auto, sform or qform"
+        )
+    from medseg_diff.io import ReadOptions
+
+    return ReadOptions(
+        affine=affine,  # type: ignore[arg-type]  # checked above
+        assume_axcodes=assume_axcodes,
+        nan_fill=nan,
+        volume=volume,
+    )
+
+
+def _line_per_case(total: int) -> Callable[[int, Outcome], None]:
+    """Report of `predict_many`: a line as each case is done."""
+
+    def report(index: int, outcome: Outcome) -> None:
+        status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
+        print(f"[{index + 1}/{total}] {outcome.case}: {status}", flush=True)
+
+    return report
 
 
 def _quoted(path: Path) -> str:

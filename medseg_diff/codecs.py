@@ -67,12 +67,16 @@ class OneHotCodec:
         """Logits -> clean state in [-1, 1]: the posterior mean of the encoded mask."""
         return 2 * self.probabilities(logits) - 1
 
+    def probabilities_from_state(self, state: Tensor) -> Tensor:
+        """Clean state in [-1, 1] -> probabilities in [0, 1]."""
+        return (state + 1) / 2
+
     def logits_from_state(self, state: Tensor) -> Tensor:
         """Clean state -> logits; the inverse of :meth:`state_from_logits` up to a constant.
 
         States outside (-1, 1), which a noise or velocity output can imply, are clipped.
         """
-        present = ((state + 1) / 2).clamp(1e-4, 1 - 1e-4)
+        present = self.probabilities_from_state(state).clamp(1e-4, 1 - 1e-4)
         return present.log() if self.exclusive else torch.logit(present)
 
     def decode(self, probabilities: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Legend: W windows, D draws, K classes or regions, *S spatial axes (always three 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,9 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg_diff.fusion import PairwiseDice, RunningMoments
-from medseg_diff.model import Sampling, SegmentationModel
+from medseg_diff.config import FuseName
+from medseg_diff.fusion import PairwiseDice, RunningMoments, StepSum, StepUncertainty
+from medseg_diff.model import Estimate, Sampling, SegmentationModel
 from medseg_diff.networks.conditioners import Context
 from medseg_diff.noise import CUBE, SLICE, NoiseField
 
@@ -38,6 +38,7 @@ class Request:
         sampling: Sampler, steps and grid.
         overlap: Share of a window that its neighbour covers, in [0, 1).
         batch_size: Windows x draws in one network call.
+        fuse: How a window's draws and steps become one probability.
     """
 
     case: str
@@ -46,6 +47,7 @@ class Request:
     sampling: Sampling
     overlap: float = 0.5
     batch_size: int = 8
+    fuse: FuseName = "mean"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Fused:
     """The ensemble's answer on the model grid.
 
     Attributes:
-        probability: Mean over draws, (K, *S).
+        probability: The fusion rule's, (K, *S); the mean over draws unless asked otherwise.
         variance: Variance between draws, averaged over K, (*S).
         pairwise_dice: Mean Dice between pairs of draws, per foreground structure; nan for one.
         network_calls: Forward passes of each network: ``{"context": n, "denoiser": n}``, counted
@@ -114,8 +116,8 @@ def infer(
     with torch.inference_mode():
         for group in _grouped(places, max(1, request.batch_size // members)):
             answers = _draw_group(models, padded, group, request, first, calls)
-            for place, moments, masks in answers:
-                _paste(canvas, place, importance, moments, masks)
+            for place, answer in answers:
+                _paste(canvas, place, importance, answer)
     inside = tuple(slice(0, n) for n in shape)
     spread = PairwiseDice(members, structures)
     for slab in np.moveaxis(canvas.masks[:, *inside], 1, 0):
@@ -134,7 +136,13 @@ def _members(models: Sequence[SegmentationModel], request: Request) -> int:
     return sum(request.draws if m.stochastic else 1 for m in models)
 
 
-Answer = tuple[tuple[slice, ...], RunningMoments, NDArray[np.uint8]]
+@dataclass(frozen=True)
+class WindowAnswer:
+    """One window's fused probability (K, *S), variance between draws, and the draws' masks."""
+
+    probability: Array
+    variance: Array
+    masks: NDArray[np.uint8]
 
 
 def _draw_group(
@@ -144,9 +152,10 @@ def _draw_group(
     request: Request,
     first: int,
     calls: dict[str, int],
-) -> Iterator[Answer]:
+) -> Iterator[tuple[tuple[slice, ...], WindowAnswer]]:
     """Draws of a group of windows from every model, fused per window."""
     moments = [RunningMoments() for _ in group]
+    rules = [_rule(request.fuse) for _ in group]
     codec = models[0].codec
     patch = [s.stop - s.start for s in group[0]]
     # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
@@ -164,9 +173,9 @@ def _draw_group(
             chosen = range(start, min(draws, start + at_once))
             # Each model of an ensemble has its own draws: member m takes the numbers after m - 1's.
             numbers = [member * request.draws + d for d in chosen]
-            drawn = _draw(model, context, group, numbers, request, flat)
+            drawn, called = _draw(model, context, group, numbers, request, flat, rules)
             if model.stochastic:
-                calls["denoiser"] += len(group) * len(numbers) * request.sampling.steps
+                calls["denoiser"] += len(group) * len(numbers) * called
             for w in range(len(group)):
                 for d in range(len(numbers)):
                     p = drawn[w, d]
@@ -174,7 +183,20 @@ def _draw_group(
                     present = _present(p, first, exclusive=codec.exclusive).astype(np.uint8)
                     masks[w][..., byte] |= present << (7 - bit)
                     moments[w].add(p)
-    yield from zip(group, moments, masks, strict=True)
+    for place, moment, rule, mask in zip(group, moments, rules, masks, strict=True):
+        if moment.mean is None:
+            raise RuntimeError("a window without draws")
+        mean = moment.mean if rule is None else rule.probability(exclusive=codec.exclusive)
+        yield place, WindowAnswer(mean, moment.variance, mask)
+
+
+def _rule(name: FuseName) -> StepUncertainty | StepSum | None:
+    """Accumulator of a rule that reads every step; None for the mean of the draws."""
+    if name == "mean":
+        return None
+    if name == "step_sum":
+        return StepSum()
+    return StepUncertainty("code" if name == "step_uncertainty" else "paper")
 
 
 def _draw(
@@ -184,8 +206,9 @@ def _draw(
     numbers: Sequence[int],
     request: Request,
     flat: bool,
-) -> Array:
-    """Probabilities (W, D, K, *S) of some draws of a group of windows."""
+    rules: Sequence[StepUncertainty | StepSum | None],
+) -> tuple[Array, int]:
+    """Probabilities (W, D, K, *S) of some draws of a group of windows, and calls a draw."""
     device = context.image.device
     channels = model.codec.channels
 
@@ -202,17 +225,30 @@ def _draw(
         stacked = torch.from_numpy(np.stack(cuts)).to(device)
         return stacked[..., 0] if flat else stacked
 
-    # Only the last step's estimate is kept: a trajectory of any length needs one state.
-    (estimate,) = deque(
-        model.trajectory(
-            context.repeat(len(numbers)), noise(0), request.sampling, lambda k: noise(k + 1)
-        ),
-        maxlen=1,
+    def split(values: Tensor) -> Array:
+        whole = values.float().cpu().numpy()
+        whole = whole[..., None] if flat else whole
+        return whole.reshape(len(group), len(numbers), *whole.shape[1:])
+
+    steps = model.trajectory(
+        context.repeat(len(numbers)), noise(0), request.sampling, lambda k: noise(k + 1)
     )
-    p = estimate.probabilities.float().cpu().numpy()
-    p = p[..., None] if flat else p
-    result: Array = p.reshape(len(group), len(numbers), *p.shape[1:])
-    return result
+    estimate: Estimate | None = None
+    for estimate in steps:
+        if rules[0] is not None:
+            # Rules of steps read the clean state of a mask, 2 p - 1, whatever was diffused.
+            _watch(rules, estimate.index, split(2 * estimate.probabilities - 1))
+    if estimate is None:
+        raise RuntimeError("a trajectory without steps")
+    return split(estimate.probabilities), estimate.calls
+
+
+def _watch(rules: Sequence[StepUncertainty | StepSum | None], index: int, states: Array) -> None:
+    """Hand one step of several draws (W, D, K, *S) to each window's rule."""
+    for rule, draws in zip(rules, states, strict=True):
+        for state in draws:
+            if rule is not None:
+                rule.add(index, state)
 
 
 def _present(probabilities: Array, first: int, *, exclusive: bool) -> NDArray[np.bool_]:
@@ -227,18 +263,17 @@ def _paste(
     canvas: _Canvas,
     place: tuple[slice, ...],
     importance: Array,
-    moments: RunningMoments,
-    masks: NDArray[np.uint8],
+    answer: WindowAnswer,
 ) -> None:
-    if moments.mean is None:
-        raise RuntimeError("a window without draws")
-    canvas.probability[:, *place] += importance * moments.mean
-    canvas.variance[place] += importance * moments.variance.mean(0)
+    canvas.probability[:, *place] += importance * answer.probability
+    canvas.variance[place] += importance * answer.variance.mean(0)
     canvas.weight[place] += importance
     # A draw's own mask takes each voxel from the window it lies most central in.
     closer = importance > canvas.nearest[place]
     canvas.nearest[place] = np.where(closer, importance, canvas.nearest[place])
-    canvas.masks[:, *place] = np.where(closer[None, ..., None], masks, canvas.masks[:, *place])
+    canvas.masks[:, *place] = np.where(
+        closer[None, ..., None], answer.masks, canvas.masks[:, *place]
+    )
 
 
 def _importance(patch: Sequence[int]) -> Array:

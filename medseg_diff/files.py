@@ -1,8 +1,9 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and telling by a hash what was written."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             temporary.chmod(0o666 & ~_umask())
             os.fsync(stream.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",
@@ -58,11 +59,20 @@ def _private(name: str, flags: int) -> int:
     return os.open(name, flags, 0o600)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system lets folders be opened."""
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut.
+
+    Does nothing where the system does not let folders be opened (Windows).
+    """
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

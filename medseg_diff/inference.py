@@ -29,8 +29,10 @@ from medseg_diff.data.transforms import (
 )
 from medseg_diff.ensemble import Fused, Request, infer
 from medseg_diff.errors import InputError, UsageError
+from medseg_diff.files import file_sha256
 from medseg_diff.fusion import predictive_entropy
 from medseg_diff.model import Sampling
+from medseg_diff.morphology import Cleanup, clean_labels
 
 SHIPPED = ("hippocampus",)
 # A structure that fills this share of a scan is more often a failure than an organ.
@@ -126,6 +128,7 @@ class Predictor:
         draws: int | None = None,
         steps: int | None = None,
         sampler: str | None = None,
+        fuse: str | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         case: str | None = None,
@@ -137,7 +140,8 @@ class Predictor:
             scan: File, or channel name -> file for a model of several channels.
             draws: Masks drawn from each model; None takes the configuration's.
             steps: Sampler steps per mask.
-            sampler: ``"ddim"`` or ``"ancestral"``.
+            sampler: Name of a sampler, see :data:`medseg_diff.diffusion.samplers.SAMPLERS`.
+            fuse: Fusion rule, see :class:`medseg_diff.config.PredictionConfig`.
             seed: With the case's name it fixes the noise, hence the answer.
             batch_size: Windows x draws in one network call; changes speed, not the answer.
             case: Name of the case; the file's stem by default.
@@ -147,8 +151,14 @@ class Predictor:
             InputError: if the scan cannot be read or does not fit the model.
         """
         began = time.perf_counter()
-        given = {k: v for k, v in (("draws", draws), ("steps", steps), ("sampler", sampler),
-                                   ("batch_size", batch_size)) if v is not None}  # fmt: skip
+        asked = {
+            "draws": draws,
+            "steps": steps,
+            "sampler": sampler,
+            "fuse": fuse,
+            "batch_size": batch_size,
+        }
+        given = {key: value for key, value in asked.items() if value is not None}
         settings = _checked(self.defaults, given)
         channels = self._channels(scan)
         first = next(iter(channels.values()))
@@ -162,7 +172,7 @@ class Predictor:
         if all(float(plane.max()) == float(plane.min()) for plane in image):
             warnings.append("constant image: the mask is empty")
             fused = self._nothing(fused)
-        answer = self._on_scan_grid(fused, placed, pipeline)
+        answer = self._on_scan_grid(fused, placed, pipeline, settings.cleanup)
         record = self._record(answer, image, fused, settings)
         warnings += self._plausibility(answer.mask)
         record |= {
@@ -198,9 +208,10 @@ class Predictor:
             name,
             seed,
             settings.draws,
-            Sampling(settings.sampler, settings.steps, settings.grid),
+            Sampling.of(settings),
             settings.overlap,
             settings.batch_size,
+            settings.fuse,
         )
         image = normalise(values, self.plan.normalisation or ())
         return infer([run.model for run in self.runs], image, self.patch, request)
@@ -212,11 +223,15 @@ class Predictor:
         spread = [math.nan] * len(fused.pairwise_dice)
         return Fused(probability, np.zeros_like(fused.variance), spread, fused.network_calls)
 
-    def _on_scan_grid(self, fused: Fused, placed: MetaTensor, pipeline: Any) -> Answer:
+    def _on_scan_grid(
+        self, fused: Fused, placed: MetaTensor, pipeline: Any, cleanup: Cleanup
+    ) -> Answer:
         stacked = np.concatenate([fused.probability, fused.variance[None]])
         back = to_scan_grid(torch.from_numpy(stacked), placed, pipeline)
         probability, variance = back[:-1], back[-1:]
         mask = self.codec.decode(probability.as_tensor()[None])[0]
+        values = sorted(v for v in self.task.labels.values() if v != 0)
+        mask = torch.from_numpy(clean_labels(mask.numpy(), values, cleanup))
         entropy = predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
         doubt = torch.cat([torch.from_numpy(entropy)[None], variance.as_tensor()])
         first = 1 if self.codec.exclusive else 0
@@ -246,6 +261,8 @@ class Predictor:
             "draws": settings.draws,
             "steps": settings.steps,
             "sampler": settings.sampler,
+            "fuse": settings.fuse,
+            "cleanup": settings.cleanup,
             "models": len(self.runs),
             "spacing_mm": list(spacing) if volume else None,
             "voxels": counts,
@@ -258,7 +275,7 @@ class Predictor:
     def _hashes(self, channels: Mapping[str, Path]) -> dict[str, Any]:
         return {
             "model": [run.card["sha256"][WEIGHTS] for run in self.runs],
-            "input": {name: io.file_sha256(path) for name, path in channels.items()},
+            "input": {name: file_sha256(path) for name, path in channels.items()},
         }
 
     def _plausibility(self, mask: MetaTensor) -> list[str]:

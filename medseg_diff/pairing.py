@@ -53,12 +53,7 @@ def pair_cases(
     written = _files(pred, MASK_SUFFIXES)
     predictions = {s: paths for s, paths in written.items() if not s.endswith(_COMPANIONS)}
     doubts = {s.removesuffix("_doubt"): p[0] for s, p in written.items() if s.endswith("_doubt")}
-    if isinstance(references_in, Mapping):
-        references = {stem: [path] for stem, path in references_in.items()}
-    else:
-        references = _files(_folder(references_in, "references"), MASK_SUFFIXES)
-    if only is not None:
-        references = {stem: paths for stem, paths in references.items() if stem in only}
+    references = _references(references_in, only)
     records = _records(pred)
     failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
     answered = set(predictions) | failed
@@ -71,14 +66,7 @@ def pair_cases(
         "several references of one case": sorted(s for s, p in references.items() if len(p) > 1),
         "case without image": sorted(common - set(pictures)) if images is not None else [],
     }
-    found = "; ".join(f"{what}: {', '.join(stems)}" for what, stems in problems.items() if stems)
-    if found:
-        raise InputError(
-            "cases do not pair up",
-            found=found,
-            expected="one prediction and one reference per case, with the same stem",
-            remedy="add, rename or remove these files",
-        )
+    _refuse(problems)
     if not common:
         raise InputError(
             "no masks to score", file=pred, expected=f"files ending in {', '.join(MASK_SUFFIXES)}"
@@ -101,6 +89,29 @@ def _folder(path: str | Path, what: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"no such folder of {what}", file=folder)
     return folder
+
+
+def _references(
+    references_in: str | Path | Mapping[str, Path], only: Collection[str] | None
+) -> dict[str, list[Path]]:
+    """Return the references asked for, by stem."""
+    if isinstance(references_in, Mapping):
+        references = {stem: [path] for stem, path in references_in.items()}
+    else:
+        references = _files(_folder(references_in, "references"), MASK_SUFFIXES)
+    return {s: paths for s, paths in references.items() if only is None or s in only}
+
+
+def _refuse(problems: Mapping[str, Sequence[str]]) -> None:
+    """Name every stem that stands under a problem; nothing if none does."""
+    found = "; ".join(f"{what}: {', '.join(stems)}" for what, stems in problems.items() if stems)
+    if found:
+        raise InputError(
+            "cases do not pair up",
+            found=found,
+            expected="one prediction and one reference per case, with the same stem",
+            remedy="add, rename or remove these files",
+        )
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:

@@ -74,10 +74,151 @@ def anchored() -> Keys:
     }
 
 
+def ensemdiff() -> Keys:
+    """EnsemDiff (Wolleb et al. 2022, arXiv 2112.03145): the image concatenated with the noisy mask.
+
+    The reference every other is compared with: one denoiser, no conditioner; noise output with a
+    learned variance, squared error + 0.001 L_vlb (Improved DDPM); ancestral sampling; the mean of
+    five draws.
+
+    Departures: 100 sampling steps, where the paper has 1000 (every one a network call); the
+    denoiser is the package's U-Net, narrower and without attention; multi-class by one channel a
+    class.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "features": [16, 32, 64, 160],
+            "concat_image": True,
+            "time_channels": 128,
+            "schedule": "linear",
+            "output": "noise",
+            "learned_variance": True,
+        },
+        "objective": {"squared_error": 1.0, "variational_bound": 0.001},
+        "prediction": {"draws": 5, "steps": 100, "sampler": "ancestral"},
+    }
+
+
+def medsegdiff_v1() -> Keys:
+    """MedSegDiff (Wu et al. 2023, arXiv 2211.00611), the paper's model.
+
+    Two encoders, of the image and of the noisy mask; the mask's maps pass an FF-Parser (a learnable
+    complex filter between FFT and inverse FFT) into dynamic conditional encoding,
+    A = (LN(m_I) * LN(m_x)) * m_I, on the middle two stages; the embeddings are added before the
+    last stage. Noise output, squared error alone, ancestral sampling in 100 steps.
+
+    Departures: widths and residual blocks for two CPU cores; draws are fused by their mean, where
+    the paper runs STAPLE over 25; multi-class by one channel a class. See `networks.medsegdiff`.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "denoiser": "medsegdiff_v1",
+            "features": [16, 32, 48, 80],
+            "conditioner": "medsegdiff_v1",
+            "concat_image": False,
+            "time_channels": 128,
+            "schedule": "linear",
+            "output": "noise",
+        },
+        "objective": {"squared_error": 1.0},
+        "prediction": {"draws": 5, "steps": 100, "sampler": "ancestral"},
+    }
+
+
+def medsegdiff_v2() -> Keys:
+    """MedSegDiff-V2 (Wu et al. 2024, arXiv 2301.11798), the paper's model.
+
+    A segmenting U-Net conditions the denoiser twice: its finest map through Uncertain Spatial
+    Attention on the first encoder map (anchor condition), its deepest through an SS-Former with the
+    time-adaptive Neural Band-Pass filter (semantic condition). Noise output; squared error, and
+    Dice + 10 cross-entropy on the condition model at every fifth time step; DPM-Solver++.
+
+    Departures: alpha 5 and beta 10 are from memory of the paper, not from its text; widths for two
+    CPU cores; draws are fused by their mean; see `networks.medsegdiff` and `networks.mixers`.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "denoiser": "medsegdiff_v2",
+            "features": [8, 16, 32, 64],
+            "conditioner": "anchored",
+            "conditioner_features": [16, 32, 64, 128],
+            "concat_image": False,
+            "time_channels": 128,
+            "schedule": "linear",
+            "output": "noise",
+        },
+        "objective": {
+            "squared_error": 1.0,
+            "anchor": 1.0,
+            "anchor_cross_entropy": 10.0,
+            "anchor_every": 5,
+        },
+        "prediction": {"draws": 5, "steps": 20, "sampler": "dpm_solver_2m", "grid": "log_snr"},
+    }
+
+
+def lsegdiff() -> Keys:
+    """LSegDiff-style latent diffusion (SOICT 2023, doi 10.1145/3628797.3629010).
+
+    An autoencoder turns masks into a latent; a denoiser works there, conditioned on the image's own
+    maps at the latent's scales; the decoder gives the mask, and morphology cleans it.
+
+    The paper's numbers could not be checked, hence "style". Departures: the autoencoder is trained
+    by Dice + weighted cross-entropy, not by squared error, which loses small structures; velocity
+    output; its latent is standardised per sample (LDSeg, arXiv 2407.12952). With
+    `prediction.steps: 1` the mask comes from one estimate, as in SDSeg (MICCAI 2024); with
+    `model.latent.end_to_end: true` both parts train together, as in LDSeg.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "features": [32, 64, 112],
+            "conditioner": "pyramid",
+            "concat_image": False,
+            "time_channels": 128,
+            "schedule": "cosine",
+            "output": "velocity",
+            "latent": {"features": [8, 16, 32], "channels": 4, "regulariser": "kl"},
+        },
+        "objective": {"squared_error": 1.0},
+        "prediction": {"draws": 5, "steps": 10, "sampler": "ddim", "cleanup": "morphology"},
+    }
+
+
+def rectified_flow() -> Keys:
+    """Rectified flow (Liu et al. 2023, arXiv 2209.03003) from noise to a mask, given the image.
+
+    The straight path, flow velocity output, times drawn from a logit-normal law (Esser et al.
+    2024), Euler steps. The networks are `diff_unet`'s.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "features": [16, 32, 64, 96],
+            "conditioner": "pyramid",
+            "conditioner_features": [16, 32, 64, 96],
+            "concat_image": True,
+            "time_channels": 128,
+            "path": "linear",
+            "output": "flow_velocity",
+        },
+        "objective": {"squared_error": 1.0, "time_law": "logit_normal"},
+        "prediction": {"draws": 5, "steps": 5, "sampler": "euler"},
+    }
+
+
 RECIPES: dict[str, Callable[[], Keys]] = {
     "unet": unet,
-    "diff_unet": diff_unet,
     "anchored": anchored,
+    "diff_unet": diff_unet,
+    "ensemdiff": ensemdiff,
+    "medsegdiff_v1": medsegdiff_v1,
+    "medsegdiff_v2": medsegdiff_v2,
+    "lsegdiff": lsegdiff,
+    "rectified_flow": rectified_flow,
 }
 
 

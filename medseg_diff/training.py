@@ -6,12 +6,13 @@ state is the weights, their running average, the optimiser and the step.
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 
 from medseg_diff import resume as resuming
@@ -108,7 +109,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     """
     options, out = options or Options(), Path(out)
     resuming.check_folder(out, resume=options.resume)
-    accelerator = _accelerator(config.training)
+    accelerator = _accelerator(config)
     set_seed(config.seed)
     config, cases, facts = prepare(config)
     task = task_of(config)
@@ -163,7 +164,8 @@ def task_of(config: Config) -> TaskConfig:
     return config.task
 
 
-def _accelerator(training: TrainingConfig) -> Accelerator:
+def _accelerator(config: Config) -> Accelerator:
+    training = config.training
     gpu = torch.cuda.is_available()
     if training.precision != "no" and not gpu:
         raise UsageError(
@@ -173,7 +175,9 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
             expected="no",
             remedy="on most CPUs half precision is many times slower",
         )
-    return Accelerator(mixed_precision=training.precision, cpu=not gpu)
+    # A model trained in stages leaves the other stages' parameters without a gradient.
+    staged = DistributedDataParallelKwargs(find_unused_parameters=config.model.latent is not None)
+    return Accelerator(mixed_precision=training.precision, cpu=not gpu, kwargs_handlers=[staged])
 
 
 def _start_from(init: Path, model: SegmentationModel) -> None:
@@ -201,11 +205,14 @@ def _loop(run: _Run, caught: list[int]) -> None:
     )
     while progress.step < training.steps:
         began = time.perf_counter()
+        run.model.begin(progress.step)
         values = _step(run, stream)
         _count_bad(run, values["loss"])
         progress.step += 1
         last = progress.step == training.steps
-        if progress.step % training.validate_every == 0 or last:
+        # Before its last stage a model has no masks to draw.
+        drawing = progress.step > stages(run.config)[-2]
+        if (progress.step % training.validate_every == 0 and drawing) or last:
             if main:
                 _validate(run, values)
             run.accelerator.wait_for_everyone()
@@ -227,7 +234,7 @@ def _loop(run: _Run, caught: list[int]) -> None:
 def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
     """One optimiser step over its micro-batches; the losses as means over all processes."""
     training, accelerator = run.config.training, run.accelerator
-    rate = learning_rate(run.progress.step, training)
+    rate = learning_rate(run.progress.step, training, stages(run.config))
     optimiser = run.state.optimiser
     for group in optimiser.param_groups:
         group["lr"] = rate
@@ -250,11 +257,28 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
     return {**sums, "learning_rate": rate}
 
 
-def learning_rate(step: int, training: TrainingConfig) -> float:
-    """Linear warm-up, then cosine or polynomial (power 0.9) decay to 0, or constant."""
+def stages(config: Config) -> tuple[int, ...]:
+    """Steps at which a stage of the training begins, and the last one's end."""
+    latent, steps = config.model.latent, config.training.steps
+    if latent is None or latent.end_to_end:
+        return (0, steps)
+    return (0, min(latent.steps, steps), steps)
+
+
+def learning_rate(step: int, training: TrainingConfig, ends: Sequence[int] | None = None) -> float:
+    """Linear warm-up, then cosine or polynomial (power 0.9) decay to 0, or constant.
+
+    Args:
+        step: Number of the optimiser step, from 0.
+        training: Rate, warm-up and schedule.
+        ends: Where stages begin and end; each has a warm-up and a decay of its own.
+    """
+    ends = (0, training.steps) if ends is None else ends
+    first, last = next((pair for pair in itertools.pairwise(ends) if step < pair[1]), ends[-2:])
+    step, steps = step - first, last - first
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    done = (step - training.warmup_steps) / max(1, steps - training.warmup_steps)
     if training.schedule == "cosine":
         return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if training.schedule == "polynomial":
@@ -308,7 +332,7 @@ def validation_dice(
         raise ValueError("the configuration is not complete: it has no patch size")
     wanted, scores = config.prediction, []
     patch = [*config.plan.patch_size, 1][:3]
-    sampling = Sampling(wanted.sampler, wanted.steps, wanted.grid)
+    sampling = replace(Sampling.of(wanted), steps=wanted.validation_steps or wanted.steps)
     was_training = model.training
     model.eval()
     for case in cases:

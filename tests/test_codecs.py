@@ -68,6 +68,8 @@ def test_regions_that_cannot_be_painted_back_are_refused(members):
 def test_a_region_is_painted_above_one_half_only():
     p = torch.tensor([[0.6, 0.9, 0.5], [0.4, 0.9, 0.6], [0.1, 0.2, 0.4]]).reshape(1, 3, 3)
     assert NESTED.decode(p).flatten().tolist() == [1, 2, 2]
+    undecided = torch.full((1, 3, 1), 0.5)
+    assert NESTED.decode(undecided).flatten().tolist() == [0]
 
 
 def test_ignored_voxels_have_state_zero_and_weight_zero():

@@ -66,6 +66,7 @@ def test_the_default_model_learns_its_time(repository: Path) -> None:
         torch.zeros(size, dtype=torch.int16),
         torch.tensor([0.3, 0.9], dtype=torch.float64),
         torch.randn(2, 3, 16, 16, 16),
+        torch.rand(2, 2),
     )
     model(batch).total.backward()
     gradients = [p.grad for n, p in model.named_parameters() if "embedding" in n]

@@ -50,7 +50,7 @@ class Constant(SegmentationModel):
     def trajectory(self, context, noise, sampling, fresh_noise=None):
         one = context.image[:, :1] if self.p is None else torch.full_like(noise[:, :1], self.p)
         p = torch.cat([1 - one, one], 1)
-        yield Estimate(0, 0.0, p, 2 * p - 1)
+        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 1, self.codec.probabilities_from_state)
 
 
 def assert_same(a: Fused, b: Fused) -> None:
@@ -197,7 +197,7 @@ class Echo(Constant):
         given = noise if self.step is None else fresh_noise(self.step)
         one = given[:, :1].sigmoid()
         p = torch.cat([1 - one, one], 1)
-        yield Estimate(0, 0.0, p, 2 * p - 1)
+        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 1, self.codec.probabilities_from_state)
 
 
 @pytest.mark.parametrize(("step", "number"), [(None, 0), (0, 1), (1, 2)])

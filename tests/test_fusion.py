@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg_diff.fusion import PairwiseDice, RunningMoments, predictive_entropy
+from medseg_diff.fusion import (
+    PairwiseDice,
+    RunningMoments,
+    StepSum,
+    StepUncertainty,
+    predictive_entropy,
+)
 
 
 def test_running_moments_are_numpys():
@@ -126,3 +132,136 @@ def test_an_empty_draw_against_a_full_one_is_zero():
     spread = PairwiseDice(2, 1)
     spread.add(masks_of([0, 0], [1, 1]))
     assert spread.mean() == [0.0]
+
+
+def runs(draws: int = 4, steps: int = 10, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, I, K, V) and clean estimates, clipped logits as in the released code."""
+    logits = np.random.default_rng(4).normal(0, 1.5, (draws, steps, classes, 30))
+    return logits, logits.clip(-1, 1)
+
+
+def fused(rule, clean: np.ndarray, logits: np.ndarray | None = None):
+    """Fill a rule draw by draw."""
+    for n, draw in enumerate(clean):
+        for i, step in enumerate(draw):
+            rule.add(i, step, None if logits is None else logits[n, i])
+    return rule
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def direct_code(logits: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """The released formula on all draws and steps at once, in float64."""
+    p = np.maximum(sigmoid(logits.mean(0)), 1e-3)
+    u = -p * np.log(p)
+    steps = len(p)
+    i = np.arange(1, steps + 1).reshape(-1, 1, 1) / steps
+    return (np.exp(sigmoid(i) * (1 - u)) * clean.clip(-1, 1).sum(0)).sum(0)
+
+
+def direct_paper(clean: np.ndarray) -> np.ndarray:
+    p = (clean.clip(-1, 1).mean(0) + 1) / 2
+    u = -p * np.log(np.maximum(p, 1e-300))
+    i = np.arange(1, len(p) + 1).reshape(-1, 1, 1) / len(p)
+    w = np.exp(sigmoid(i) * (1 - u))
+    return (w * p).sum(0) / w.sum(0)
+
+
+@pytest.mark.parametrize(("draws", "steps"), [(4, 10), (1, 3), (2, 1)])
+def test_suf_of_the_code_is_the_formula_on_all_at_once(draws: int, steps: int):
+    logits, clean = runs(draws, steps)
+    logits[0, 0, 0, :5] -= 40  # below the floor
+    rule = fused(StepUncertainty("code"), clean, logits)
+    wanted = direct_code(logits, clean)
+    np.testing.assert_allclose(rule.evidence(), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rule.probability(exclusive=False), sigmoid(wanted), atol=1e-5)
+    assert ((rule.probability(exclusive=False) > 0.5) == (wanted > 0)).all()
+    powers = np.exp(wanted)
+    np.testing.assert_allclose(rule.probability(exclusive=True), powers / powers.sum(0), atol=1e-4)
+    assert rule.evidence().dtype == rule.probability(exclusive=True).dtype == np.float32
+
+
+@pytest.mark.parametrize(("draws", "steps"), [(4, 10), (1, 3), (2, 1)])
+def test_suf_of_the_paper_is_a_weighted_mean(draws: int, steps: int):
+    _, clean = runs(draws, steps)
+    clean[:, :, 0, 0] = -1  # p log p at 0
+    rule = fused(StepUncertainty("paper"), clean)
+    wanted = direct_paper(clean)
+    np.testing.assert_allclose(rule.evidence(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rule.probability(exclusive=False), wanted, rtol=1e-5, atol=1e-6)
+    shared = rule.probability(exclusive=True)
+    np.testing.assert_allclose(shared, wanted / wanted.sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shared.sum(0), 1, rtol=1e-6)
+    assert shared.dtype == np.float32
+
+
+def test_suf_weights_by_hand():
+    rule = StepUncertainty("code")
+    one = np.ones((1, 1), np.float32)
+    for step in range(10):
+        rule.add(step, one, 0 * one)
+    doubt = -0.5 * np.log(0.5)
+    weights = [float(w[0, 0]) for w in rule.weights()]
+    assert weights == pytest.approx([np.exp(sigmoid(i / 10) * (1 - doubt)) for i in range(1, 11)])
+    assert float(rule.evidence()[0, 0]) == pytest.approx(sum(weights), rel=1e-6)
+
+
+def test_suf_takes_log_odds_from_clean_where_it_has_no_logits():
+    logits, _ = runs()
+    clean = 2 * sigmoid(logits) - 1
+    told = fused(StepUncertainty("code"), clean, logits)
+    alone = fused(StepUncertainty("code"), clean)
+    np.testing.assert_allclose(alone.evidence(), told.evidence(), rtol=1e-4)
+    certain = StepUncertainty("code")
+    certain.add(0, np.array([[1.0, -1.0]], np.float32))
+    assert np.isfinite(certain.evidence()).all()
+    assert float(certain.weights()[0][0, 0]) == pytest.approx(np.exp(sigmoid(1.0)), rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_suf_forgets_the_order_of_draws_and_its_memory_is_flat(variant):
+    logits, clean = runs(6, 4)
+    rule = fused(StepUncertainty(variant), clean, logits)
+    other = fused(StepUncertainty(variant), clean[::-1], logits[::-1])
+    np.testing.assert_allclose(rule.evidence(), other.evidence(), rtol=1e-5, atol=1e-5)
+    kept = [a for v in vars(rule).values() if isinstance(v, list) for a in v]
+    arrays = [a for a in kept if isinstance(a, np.ndarray)]
+    assert len(arrays) == (8 if variant == "code" else 4)
+
+
+def test_suf_does_not_keep_the_callers_arrays():
+    rule, values = StepUncertainty("code"), np.full((1, 2), 0.5, np.float32)
+    rule.add(0, values, values)
+    before = rule.evidence().copy()
+    values[:] = -1
+    assert (rule.evidence() == before).all()
+
+
+def test_suf_asks_for_whole_draws():
+    one = np.ones((1, 1), np.float32)
+    rule = StepUncertainty()
+    with pytest.raises(ValueError, match="no step"):
+        rule.evidence()
+    with pytest.raises(ValueError, match="comes next"):
+        rule.add(1, one)
+    rule.add(0, one)
+    rule.add(1, one)
+    rule.add(0, one)
+    with pytest.raises(ValueError, match="not finished"):
+        rule.evidence()
+    with pytest.raises(ValueError, match="variant"):
+        StepUncertainty("both")  # type: ignore[arg-type]
+
+
+def test_step_sum_is_the_plain_sum():
+    _, clean = runs(2, 10)
+    rule = fused(StepSum(), 3 * clean)
+    wanted = (3 * clean).clip(-1, 1).sum((0, 1))
+    np.testing.assert_allclose(rule.evidence(), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rule.probability(exclusive=False), sigmoid(wanted), atol=1e-5)
+    powers = np.exp(wanted)
+    np.testing.assert_allclose(rule.probability(exclusive=True), powers / powers.sum(0), atol=1e-5)
+    with pytest.raises(ValueError, match="no step"):
+        StepSum().evidence()

@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from PIL import Image
 
 import medseg_diff as md
-from medseg_diff import io
 from medseg_diff.config import Config
 from medseg_diff.data.transforms import normalise, to_model_grid, to_scan_grid
 from medseg_diff.errors import InputError, UsageError
+from medseg_diff.files import file_sha256
 from medseg_diff.inference import Predictor
 from tests.phantoms import (
     BALLS,
@@ -256,7 +256,7 @@ def test_the_record(tmp_path: Path):
     counts = {k: int((phantom.labels == v).sum()) for k, v in predictor.labels.items() if v}
     assert record["voxels"] == counts
     assert record["volumes_ml"] == pytest.approx({k: n * 4.32e-3 for k, n in counts.items()})
-    assert record["hashes"]["input"] == {"T1": io.file_sha256(path)}
+    assert record["hashes"]["input"] == {"T1": file_sha256(path)}
 
 
 def test_labels_may_be_listed_in_any_order(tmp_path: Path):

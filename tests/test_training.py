@@ -21,6 +21,7 @@ from medseg_diff import checkpoint, resume
 from medseg_diff.checkpoint import load_tensors
 from medseg_diff.config import TrainingConfig
 from medseg_diff.errors import InputError
+from medseg_diff.files import file_sha256
 from medseg_diff.model import SegmentationModel
 from medseg_diff.resume import Progress
 from medseg_diff.training import Options, Stopped, fit, learning_rate
@@ -146,7 +147,7 @@ def test_K01_a_kill_during_the_write_leaves_the_old_checkpoint(
         with checkpoint.new_checkpoint(run, 2) as folder:
             (folder / "a").write_text("two")
 
-    for moment in ("_sync", "sha256_of"):
+    for moment in ("sync", "file_sha256"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, moment, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -327,9 +328,7 @@ def test_F71_a_file_that_is_no_checkpoint(whole: Path, tmp_path: Path, content: 
     with pytest.raises(InputError, match="not those that the model card describes"):
         md.load(tmp_path / "run")
     card = json.loads((tmp_path / "run" / "card.json").read_text())
-    card["sha256"] = {
-        "model.safetensors": checkpoint.sha256_of(tmp_path / "run" / "model.safetensors")
-    }
+    card["sha256"] = {"model.safetensors": file_sha256(tmp_path / "run" / "model.safetensors")}
     (tmp_path / "run" / "card.json").write_text(json.dumps(card))
     with pytest.raises(InputError, match="not a readable safetensors file") as refused:
         md.load(tmp_path / "run")

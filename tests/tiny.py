@@ -85,7 +85,7 @@ class Threshold(SegmentationModel):
         value = context.image[:, :1] + self.noise * noise[:, :1]
         level = torch.arange(self.codec.channels).reshape(1, -1, *[1] * (value.ndim - 2))
         p = (-self.sharpness * (value - level) ** 2).softmax(1)
-        yield Estimate(0, 0.0, p, 2 * p - 1)
+        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 1, self.codec.probabilities_from_state)
 
 
 def threshold_predictor(config: Config, noise: float = 0.0) -> Predictor:

@@ -8,7 +8,6 @@ image, and that every file lies below the list's own folder.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from medseg_diff.errors import InputError
-from medseg_diff.files import atomic_text
+from medseg_diff.files import atomic_text, file_sha256
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -243,7 +242,7 @@ def hash_files(caselist: CaseList) -> CaseList:
     """
     check_files(caselist)
     return caselist.with_cases(
-        case.model_copy(update={"sha256": {f: _digest(caselist.root / f) for f in case.files}})
+        case.model_copy(update={"sha256": {f: file_sha256(caselist.root / f) for f in case.files}})
         for case in caselist.cases
     )
 
@@ -261,18 +260,13 @@ def verify_hashes(caselist: CaseList, *, file: str | Path | None = None) -> None
     changed = [
         Path(name).name
         for case, name in files
-        if _digest(caselist.root / name) != case.sha256[name]
+        if file_sha256(caselist.root / name) != case.sha256[name]
     ]
     if changed:
         raise InputError(
             "files differ from their stored sha256", file=file, field="sha256",
             found=_first(changed), remedy="restore the files, or build the list again",
         )  # fmt: skip
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first(names: Collection[str], count: int = 5) -> str:

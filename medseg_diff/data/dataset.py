@@ -105,7 +105,7 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         return int(order[position]), epoch
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise (K, *patch)."""
+        """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,)."""
         index, epoch = self.case_of(number)
         case = self.cases[index]
         rng = np.random.default_rng([self.config.seed, 1, index, epoch])
@@ -128,6 +128,7 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
             # In (0, 1]: at t = 0 there is nothing to denoise.
             "t": torch.tensor(1.0 - rng.random(), dtype=torch.float64),
             "noise": torch.from_numpy(noise),
+            "coins": torch.from_numpy(rng.random(2)),
         }
 
     def _centre(self, case: dict[str, Any], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -201,4 +202,4 @@ def batches(
         persistent_workers=config.training.workers > 0,
     )
     for item in loader:
-        yield Batch(item["image"], item["label"], item["t"], item["noise"])
+        yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])

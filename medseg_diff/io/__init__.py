@@ -19,7 +19,6 @@ from medseg_diff.io.images import (
 from medseg_diff.io.monai_io import NiftiReader, NiftiWriter, RasterReader, RasterWriter
 from medseg_diff.io.names import SUFFIXES, case_stem, is_image_name, output_names, safe_stem
 from medseg_diff.io.options import ReadOptions
-from medseg_diff.io.safety import file_sha256
 
 __all__ = [
     "SUFFIXES",
@@ -29,7 +28,6 @@ __all__ = [
     "RasterWriter",
     "ReadOptions",
     "case_stem",
-    "file_sha256",
     "is_image_name",
     "label_suffix",
     "map_suffix",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import stat
 import zlib
 from collections.abc import Iterator
@@ -102,17 +101,6 @@ def describe(head: bytes) -> str | None:
     if head[128:132] == b"DICM":
         return "a DICOM file"
     return next((name for magic, name in _KNOWN if head.startswith(magic)), None)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        InputError: as `file_size`.
-    """
-    file_size(path)
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -37,16 +37,25 @@ class Context:
 
 
 class Pyramid(nn.Module):
-    """Diff-UNet's feature encoder: the image's encoder maps at every scale, without time."""
+    """Diff-UNet's feature encoder: the image's encoder maps at every scale, without time.
 
-    def __init__(self, spatial_dims: int, in_channels: int, features: Sequence[int]) -> None:
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the image.
+        features: Width of each level, finest first.
+        skip: Finest levels that the context leaves out, for a denoiser on a coarser grid.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, features: Sequence[int], skip: int = 0
+    ) -> None:
         super().__init__()
         self.network = UNet(spatial_dims, in_channels, None, features, decoder=False)
-        self.widths = tuple(features)
+        self.skip = skip
 
     def forward(self, image: Tensor) -> Context:
         """Image (B, C, *S) -> context."""
-        return Context(image, self.network.maps(image).encoder)
+        return Context(image, self.network.maps(image).encoder[self.skip :])
 
 
 class AnchoredPyramid(nn.Module):
@@ -61,7 +70,6 @@ class AnchoredPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.network = UNet(spatial_dims, in_channels, out_channels, features)
-        self.widths = tuple(features)
 
     def forward(self, image: Tensor) -> Context:
         """Image (B, C, *S) -> context."""

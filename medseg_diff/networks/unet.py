@@ -27,6 +27,8 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medseg_diff.networks.layout import memory_layout, to_layout
+
 
 class Maps(NamedTuple):
     """Feature maps of a U-Net, finest first.
@@ -151,8 +153,8 @@ class UNet(nn.Module):
             for level in shallow
         )
         self.head = None if out_channels is None else conv(features[0], out_channels, 1)
-        self.layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        self.to(memory_format=self.layout)
+        self.layout = memory_layout(spatial_dims)
+        to_layout(self, self.layout)
 
     def maps(
         self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None

@@ -1,8 +1,11 @@
-"""Samplers on Gaussian data, where the exact denoiser and the exact flow are known."""
+"""Samplers on Gaussian data N(0, 0.2^2): known values, declared orders, and the two-mode mixture.
+
+MONAI's DDPMScheduler returns 0.98 at 10 steps and 0.56 at 200 where 0.2 is true: it steps from t to
+t - 1 whatever the grid. Every sampler here knows both ends of its step.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,243 +13,298 @@ import pytest
 import torch
 from torch import Tensor
 
-from medseg_diff.diffusion.paths import BetaTable, Path, VariancePreserving
-from medseg_diff.diffusion.samplers import ETA, SAMPLERS, sample, time_grid
-
-DATA_SD = 0.2
-LINEAR = VariancePreserving("linear")
-
-
-def posterior_mean(path: Path, sd: float = DATA_SD):
-    """E[x_0 | x_t] for data N(0, sd^2): the denoiser that a perfect network would be."""
-
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        a, _, sigma = path.coefficients(t)
-        gain = a * sd**2 / (a**2 * sd**2 + sigma**2)
-        return gain.reshape(-1, *([1] * (x.ndim - 1))).to(x) * x
-
-    return denoise
-
-
-def last(path: Path, denoise, start: Tensor, times: Tensor, **options) -> Tensor:
-    *_, final = sample(path, denoise, start, times, **options)
-    return final.state
-
-
-def sampled_sd(path: Path, steps: int, eta: float) -> float:
-    """Exact standard deviation of what the sampler returns, without random numbers.
-
-    The trajectory is linear in its start and in every fresh noise: row 0 probes the start, row
-    k + 1 the noise of step k, and the squared responses add up to the variance.
-    """
-    start = torch.zeros(steps + 1, 1, 1, dtype=torch.float64)
-    start[0] = 1
-
-    def fresh(index: int) -> Tensor:
-        noise = torch.zeros_like(start)
-        noise[index + 1] = 1
-        return noise
-
-    grid = time_grid(steps)
-    final = last(path, posterior_mean(path), start, grid, eta=eta, fresh_noise=fresh)
-    return float(final.square().sum().sqrt())
-
-
-def closed_form_sd(steps: int, eta: float) -> float:
-    """The same by a recursion of its own, in numpy, for the linear variance-preserving path."""
-    times = [1 - k / steps for k in range(steps + 1)]
-    bar = [math.exp(-(0.1 * t + 19.9 * t * t / 2)) for t in times]
-    variance = 1 - bar[0]
-    for now, then in itertools.pairwise(bar):
-        gain = math.sqrt(now) * DATA_SD**2 / (now * DATA_SD**2 + 1 - now)
-        # DDIM's sigma (Song, Meng & Ermon 2021, Eq. 16).
-        added = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
-        implied = (1 - math.sqrt(now) * gain) / math.sqrt(1 - now)
-        slope = math.sqrt(then) * gain + math.sqrt(max(1 - then - added, 0)) * implied
-        variance = slope**2 * variance + added
-    return math.sqrt(variance)
+from medseg_diff.diffusion.grids import T_MIN, GridName, time_grid
+from medseg_diff.diffusion.paths import (
+    BetaTable,
+    BrownianBridge,
+    Linear,
+    Path,
+    VarianceExploding,
+    VariancePreserving,
+    spread,
+)
+from medseg_diff.diffusion.samplers import SAMPLERS, Denoised, Problem, last, sample
+from medseg_diff.diffusion.samplers.langevin import predictor_corrector
+from medseg_diff.diffusion.samplers.multistep import dpm_solver
+from medseg_diff.diffusion.samplers.posterior import reverse_walk
+from tests.diffusion.oracle import (
+    DATA_SD,
+    DDPM_BETAS,
+    LINEAR_VP,
+    WITHOUT_SOURCE,
+    at,
+    flow_limit,
+    gains,
+    noise_like,
+    posterior_mean,
+    sampled_sd,
+    sampled_sds,
+    true_sd,
+    two_modes,
+)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "expected"),
+    ("sampler", "grid", "at_10", "at_200"),
     [
-        ("ddim", 10, 0.097),
-        ("ddim", 200, 0.193),
-        ("ancestral", 10, 0.093),
-        ("ancestral", 200, 0.185),
+        ("ddim", "uniform", 0.097, 0.193),
+        ("euler", "uniform", 0.097, 0.193),
+        ("ancestral", "uniform", 0.093, 0.185),
+        ("analytic", "uniform", 0.200, 0.200),
+        ("dpm_solver_2m", "uniform", 0.100, 0.199),
+        ("dpm_solver_2m", "log_snr", 0.204, 0.200),
     ],
 )
-def test_gaussian_oracle(sampler, steps: int, expected: float):
-    found = sampled_sd(LINEAR, steps, ETA[sampler])
-    assert found == pytest.approx(closed_form_sd(steps, ETA[sampler]), abs=1e-6)
-    assert found == pytest.approx(expected, abs=6e-4)
+def test_gaussian_oracle(sampler: str, grid: GridName, at_10: float, at_200: float):
+    assert sampled_sd(sampler, LINEAR_VP, 10, grid) == pytest.approx(at_10, abs=6e-4)
+    assert sampled_sd(sampler, LINEAR_VP, 200, grid) == pytest.approx(at_200, abs=6e-4)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_short_grids_follow_the_recursion_too(steps: int, eta: float):
-    assert sampled_sd(LINEAR, steps, eta) == pytest.approx(closed_form_sd(steps, eta), abs=1e-9)
+@pytest.mark.parametrize("name", WITHOUT_SOURCE)
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_analytic_variance_is_right_at_every_number_of_steps(name: str, steps: int):
+    """All but the share of spread that the start lacks, a_1^2 sd^2, and the process forgets."""
+    path = WITHOUT_SOURCE[name]
+    found = sampled_sd("analytic", path, steps)
+    assert found == pytest.approx(true_sd(path, 0.0), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "path", [LINEAR, VariancePreserving("cosine"), VariancePreserving("linear", 0.5)]
-)
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_samplers_converge_at_first_order(path: Path, eta: float):
-    limit = flow_limit(path, eta)
-    coarse, fine = (abs(sampled_sd(path, n, eta) - limit) for n in (300, 600))
-    assert math.log2(coarse / fine) == pytest.approx(1, abs=0.15 if eta == 0 else 0.3)
-    assert fine < 0.01
+@pytest.mark.parametrize(("steps", "expected"), [(10, 0.98), (200, 0.56)])
+def test_stepping_to_the_knot_before_on_a_short_grid_is_wrong(steps: int, expected: float):
+    """MONAI 1.6.1's DDPMScheduler in numpy: the exact denoiser, and the fault that it has."""
+    bar, variance = np.cumprod(1 - DDPM_BETAS), 1.0
+    for t in range((steps - 1) * (1000 // steps), -1, -(1000 // steps)):
+        previous = bar[t - 1] if t > 0 else 1.0
+        beta = 1 - bar[t] / previous
+        gain = math.sqrt(bar[t]) * DATA_SD**2 / (bar[t] * DATA_SD**2 + 1 - bar[t])
+        of_state = math.sqrt(1 - beta) * (1 - previous) / (1 - bar[t])
+        slope = math.sqrt(previous) * beta / (1 - bar[t]) * gain + of_state
+        added = (1 - previous) / (1 - bar[t]) * beta
+        variance = slope**2 * variance + added
+    assert math.sqrt(variance) == pytest.approx(expected, abs=0.01)
 
 
-def flow_limit(path: Path, eta: float) -> float:
-    """Exact end of infinitely many steps from N(0, sigma_1^2) instead of N(0, a^2 sd^2 + sigma^2).
+ORDER_PATHS: dict[str, Path] = {
+    "preserving": LINEAR_VP,
+    "scaled": VariancePreserving("linear", 0.5),
+    "exploding": VarianceExploding(0.01, 50.0),
+    "flow": Linear(),
+    "bridge": BrownianBridge(),
+}
+CONVERGING = [n for n, e in SAMPLERS.items() if e.order and n != "analytic"]
 
-    A state at t = 0 is the clean one times the input scale.
 
-    The probability flow only rescales; the stochastic process forgets its start but for a share
-    that is negligible here.
+@pytest.mark.parametrize("name", ORDER_PATHS)
+@pytest.mark.parametrize("sampler", [n for n in CONVERGING if n != "predictor_corrector"])
+def test_samplers_converge_at_their_declared_order(sampler: str, name: str):
+    """On a grid in log-SNR, at its last time above 0, against the exact flow or marginal there.
+
+    A bridge's grid begins at 0.98: its first step from no signal at all is of a fixed length.
     """
-    a, _, sigma = path.coefficients(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    full = math.sqrt(float(a[0]) ** 2 * DATA_SD**2 + float(sigma[0]) ** 2)
-    end = DATA_SD * float(a[1])
-    return end * float(sigma[0]) / full if eta == 0 else end
+    entry, path = SAMPLERS[sampler], ORDER_PATHS[name]
+    if not entry.fits(path):
+        return
+    t_max = 0.98 if path.uses_source else 1.0
+    limit = flow_limit(path, T_MIN, not entry.fresh, t_max)
+    errors = [
+        abs(sampled_sds(sampler, path, n + 1, "log_snr", t_max)[-2] - limit) for n in (100, 200)
+    ]
+    slope = math.log2(errors[0] / errors[1])
+    # A higher order than declared is no fault: the 3M's error on a linear flow falls faster.
+    assert slope > entry.order - 0.15
+    assert slope < entry.order + (1.3 if sampler == "dpm_solver_3m" else 0.15)
+    assert errors[1] < 0.01
+
+
+def test_a_finer_grid_to_zero_converges_at_first_order_whatever_the_sampler():
+    """The last step to infinite log-SNR is of first order, see ``SamplerEntry.order``."""
+    for sampler in ("ddim", "dpm_solver_2m", "heun", "unipc"):
+        limit = flow_limit(LINEAR_VP, 0.0, deterministic=True)
+        errors = [abs(sampled_sd(sampler, LINEAR_VP, n) - limit) for n in (200, 400)]
+        assert 0.9 < math.log2(errors[0] / errors[1]) < 1.25
+
+
+@pytest.mark.parametrize("name", ["preserving", "exploding", "flow"])
+def test_langevin_corrections_shrink_the_error_down_to_their_own_bias(name: str):
+    """Corrections alone settle at 1 + r^2 of the variance: V = (1 - 2 r^2 / V)^2 V + 4 r^2 / V."""
+    path, goal = ORDER_PATHS[name], true_sd(ORDER_PATHS[name], T_MIN)
+
+    def ratio(steps: int, corrections: int, snr: float) -> float:
+        options = {"walk": predictor_corrector, "corrections": corrections, "snr": snr}
+        return sampled_sds("", path, steps, "log_snr", **options)[-2] / goal
+
+    plain = sampled_sds("ancestral", path, 41, "log_snr")[-2] / goal
+    assert abs(ratio(41, 1, 0.16) - 1) < 0.5 * abs(plain - 1)
+    for snr in (0.16, 0.3):
+        assert ratio(5, 150, snr) == pytest.approx(math.sqrt(1 + snr**2), rel=1e-3)
+
+
+def test_a_consistency_model_is_exact_at_every_number_of_steps():
+    """Its estimate is the end of the flow; a plain clean predictor loses spread at every jump."""
+
+    def jump(x: Tensor, t: Tensor) -> Denoised:
+        a, _, sigma = LINEAR_VP.coefficients(t)
+        return Denoised(spread(DATA_SD / (a**2 * DATA_SD**2 + sigma**2).sqrt(), x) * x)
+
+    start = noise_like(torch.zeros(1, 20_000, dtype=torch.float64), 0)
+    for steps in (1, 2, 5):
+        problem = Problem(
+            LINEAR_VP,
+            jump,
+            start,
+            time_grid(LINEAR_VP, steps),
+            fresh_noise=lambda k: noise_like(start, k + 1),
+        )
+        final = last(sample("consistency", problem)).state
+        assert float(final.std()) == pytest.approx(DATA_SD, rel=0.02)
+    assert sampled_sd("consistency", LINEAR_VP, 200) == pytest.approx(0.134, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["preserving", "exploding", "flow"])
+@pytest.mark.parametrize("sampler", [n for n, e in SAMPLERS.items() if n != "analytic"])
+def test_modes_keep_their_weights(sampler: str, name: str):
+    """Quantiles of the starting noise for deterministic samplers, seeded noise for the others."""
+    path, entry = ORDER_PATHS[name], SAMPLERS[sampler]
+    ranks = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    start = (math.sqrt(2) * torch.erfinv(2 * ranks - 1))[None]
+    problem = Problem(
+        path,
+        two_modes(path),
+        start,
+        time_grid(path, 40, "log_snr"),
+        fresh_noise=lambda k: noise_like(start, k),
+    )
+    final = last(sample(sampler, problem)).state
+    heavy = float((final > 0).double().mean())
+    if sampler == "consistency":
+        # Each jump of a plain predictor draws its mode anew from blurred means.
+        assert 0.5 < heavy < 0.95
+        return
+    assert heavy == pytest.approx(0.7, abs=0.04 if entry.fresh else 0.02)
+    near = ((final.abs() - 1).abs() < 0.5).double().mean()
+    assert float(near) > 0.98
 
 
 def test_a_deterministic_trajectory_follows_the_exact_flow():
     """On N(0, sd^2) the flow maps x_t to x_s by the ratio of the marginals' sds, at every step."""
-    start = torch.ones(1, 1, dtype=torch.float64)
-    steps = list(sample(LINEAR, posterior_mean(LINEAR), start, time_grid(2000)))
-    for step in (steps[499], steps[999], steps[1499]):
-        a, _, sigma = LINEAR.coefficients(torch.tensor([step.s], dtype=torch.float64))
-        sd = math.sqrt(float(a) ** 2 * DATA_SD**2 + float(sigma) ** 2)
-        assert float(step.state) == pytest.approx(sd, rel=3e-3)
+    sds = sampled_sds("heun", LINEAR_VP, 200)
+    for k in (50, 100, 150):
+        assert sds[k - 1] == pytest.approx(true_sd(LINEAR_VP, 1 - k / 200), rel=3e-4)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_last_step_lands_on_the_clean_estimate(eta: float):
-    clean = torch.full((2, 3, 4), 0.25, dtype=torch.float64)
-    start = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    seen = []
+@pytest.mark.parametrize("name", ["preserving", "exploding", "flow", "bridge"])
+@pytest.mark.parametrize("grid", ["uniform", "log_snr"])
+def test_euler_and_first_order_solvers_are_ddim(name: str, grid: GridName):
+    """One exponential step in lambda, one Euler step in any frame, and one DDIM step agree."""
+    path = ORDER_PATHS[name]
+    ddim, euler = (sampled_sds(n, path, 6, grid) for n in ("ddim", "euler"))
+    assert euler == pytest.approx(ddim, rel=1e-9)
+    solver = sampled_sds("", path, 6, grid, walk=dpm_solver, order=1)
+    assert solver == pytest.approx(ddim, rel=1e-9)
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        seen.append((float(t[0]), len(t)))
-        return clean
 
-    asked = []
+def test_steps_across_a_flat_end_of_the_schedule_change_nothing():
+    """The cosine schedule is bounded near t = 1: two knots there share their log-SNR."""
+    path = VariancePreserving("cosine")
+    times = torch.tensor([1.0, 0.9995, 0.999, 0.6, 0.3, 0.0], dtype=torch.float64)
+    short = times[2:]
+    x = noise_like(torch.zeros(2, 3, dtype=torch.float64), 0)
+    for name, entry in SAMPLERS.items():
+        if entry.fresh:
+            continue
+        ends = [
+            last(sample(name, Problem(path, posterior_mean(path), x, grid))).state
+            for grid in (times, short)
+        ]
+        torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-12)
 
-    def fresh(index: int) -> Tensor:
-        asked.append(index)
-        return torch.ones_like(start)
 
-    steps = list(sample(LINEAR, denoise, start, time_grid(4), eta=eta, fresh_noise=fresh))
-    torch.testing.assert_close(steps[-1].state, clean, rtol=0, atol=1e-15)
-    assert [s.index for s in steps] == [0, 1, 2, 3]
-    assert [(s.t, s.s) for s in steps] == [(1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)]
-    assert seen == [(t, 2) for t in (1.0, 0.75, 0.5, 0.25)]
-    assert asked == ([] if eta == 0 else [0, 1, 2])
+def test_knots_next_to_no_signal_at_all_are_walked():
+    path = VariancePreserving("cosine", zero_terminal_snr=True)
+    times = torch.tensor([1.0, 0.9995, 0.999, 0.6, 0.3, 0.0], dtype=torch.float64)
+    x = noise_like(torch.zeros(2, 3, dtype=torch.float64), 0)
+    for name, entry in SAMPLERS.items():
+        if not entry.fresh:
+            end = last(sample(name, Problem(path, posterior_mean(path), x, times))).state
+            assert bool((end / x > 0.05).all())
+            assert bool((end / x < 0.3).all())
+
+
+def test_a_source_that_stands_for_noise_is_followed_and_not_reset():
+    """Euler moves by the network's own velocity (x - clean) / t; DDIM returns to the line."""
+    path, source = Linear(source_as_noise=True), torch.full((1, 1), 2.0, dtype=torch.float64)
+
+    def denoise(x: Tensor, t: Tensor) -> Denoised:
+        return Denoised(0.5 * x)
+
+    times = torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    problem = Problem(path, denoise, torch.zeros_like(source), times, source=source)
+    euler = [float(step.state) for step in sample("euler", problem)]
+    # x = 2, D = 1: 2 - 0.5 * 1; then D = 0.75: 1.5 - 0.25 * 0.75 / 0.5; then D of that.
+    assert euler == pytest.approx([1.5, 1.125, 0.5625], rel=1e-12)
+    ddim = [float(step.state) for step in sample("ddim", problem)]
+    assert ddim == pytest.approx([0.5 + 1.0, 0.75 * 0.75 + 0.25 * 2, 0.53125], rel=1e-12)
+    # Heun: slopes 1 and 0.75 / 0.5 = 1.5 from x = 2, and so on.
+    heun = [float(step.state) for step in sample("heun", problem)]
+    assert heun[0] == pytest.approx(2 - 0.5 * (1 + 1.5) / 2, rel=1e-12)
+
+
+def test_learned_variance_replaces_the_fresh_gain_and_only_that():
+    x = torch.ones(1, 2, dtype=torch.float64)
+    times = torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64)
+
+    def run(raw: float | None) -> Tensor:
+        def denoise(x: Tensor, t: Tensor) -> Denoised:
+            return Denoised(0.1 * x, None if raw is None else torch.full_like(x, raw))
+
+        problem = Problem(LINEAR_VP, denoise, x, times, fresh_noise=lambda k: torch.ones_like(x))
+        return next(iter(reverse_walk(problem, eta=1.0))).state
+
+    (a_t, _, sigma_t), (a_s, _, sigma_s) = gains(LINEAR_VP, 0.5), gains(LINEAR_VP, 0.2)
+    beta = sigma_t**2 - (a_t / a_s * sigma_s) ** 2
+    assert torch.equal(run(-1.0), run(-1.0))
+    torch.testing.assert_close(run(-1.0), run(None))
+    difference = math.sqrt(beta) - math.sqrt(beta) * sigma_s / sigma_t
+    torch.testing.assert_close(run(1.0) - run(None), torch.full_like(x, difference))
 
 
 def test_the_start_is_scaled_to_the_paths_sigma():
-    table = BetaTable([0.36])
-    first = []
+    table, seen, one = BetaTable([0.36]), [], torch.ones(1, 1)
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        first.append(x.clone())
-        return torch.zeros_like(x)
+    def denoise(x: Tensor, t: Tensor) -> Denoised:
+        seen.append(x.clone())
+        return Denoised(torch.zeros_like(x))
 
-    list(sample(table, denoise, torch.ones(1, 1), time_grid(1)))
-    assert float(first[0]) == pytest.approx(0.6)
-
-
-def test_time_grids():
-    assert time_grid(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert time_grid(4, "quadratic").tolist() == [1.0, 0.5625, 0.25, 0.0625, 0.0]
-    assert time_grid(2, "uniform", 0.5).tolist() == [0.5, 0.25, 0.0]
-    assert time_grid(1).dtype == torch.float64
-    with pytest.raises(ValueError, match="at least 1 step"):
-        time_grid(0)
-    for t_max in (0.0, 1.5):
-        with pytest.raises(ValueError, match="t_max"):
-            time_grid(2, "uniform", t_max)
+    for name, entry in SAMPLERS.items():
+        problem = Problem(
+            table,
+            denoise,
+            one,
+            time_grid(table, 1),
+            fresh_noise=lambda k: one,
+            error_variance=torch.zeros_like,
+        )
+        list(sample(name, problem))
+        assert float(seen[-1]) == pytest.approx(0.6), (name, entry)
 
 
-def test_names_and_etas():
-    assert SAMPLERS == ("ddim", "ancestral")
-    assert ETA == {"ddim": 0.0, "ancestral": 1.0}
+def test_orders_are_declared_within_reason():
+    assert {n: e.order for n, e in SAMPLERS.items()} == {
+        "ddim": 1,
+        "ancestral": 1,
+        "analytic": 1,
+        "dpm_solver_2m": 2,
+        "dpm_solver_3m": 3,
+        "dpm_solver_sde": 2,
+        "unipc": 3,
+        "euler": 1,
+        "heun": 2,
+        "predictor_corrector": 1,
+        "consistency": 0,
+    }
 
 
-def test_more_steps_than_a_table_has_are_refused():
-    table, start = BetaTable([0.1, 0.2, 0.3]), torch.ones(1, 1)
-    with pytest.raises(ValueError, match="distinct times"):
-        list(sample(table, lambda x, t: x, start, time_grid(4)))
-    assert len(list(sample(table, lambda x, t: x, start, time_grid(3)))) == 3
-
-
-def test_ancestral_without_noise_is_refused():
-    with pytest.raises(ValueError, match="noise"):
-        list(sample(LINEAR, lambda x, t: x, torch.ones(1, 1), time_grid(2), eta=1.0))
-
-
-# A second implementation: diffusers. With "trailing" spacing its timesteps are T k / n - 1, which
-# are this package's knots T k / n; its clean end is "alpha to one".
-BETAS = np.linspace(1e-4, 0.02, 1000)
-COMMON = {
-    "num_train_timesteps": 1000,
-    "trained_betas": BETAS,
-    "clip_sample": False,
-    "prediction_type": "sample",
-    "timestep_spacing": "trailing",
-}
-
-
-def wobbly(x: Tensor, t: Tensor) -> Tensor:
-    """A denoiser that depends on state and time and is not linear."""
-    return torch.tanh(0.7 * x + t.to(x).reshape(-1, *([1] * (x.ndim - 1))))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("steps", [1, 4, 20])
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_agrees_with_diffusers_ddim(steps: int, eta: float):
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDIMScheduler(**COMMON, set_alpha_to_one=True)
-    scheduler.set_timesteps(steps)
-    table = BetaTable(BETAS.tolist())
-    noises = torch.randn(steps, 2, 1, 3, generator=torch.Generator().manual_seed(0)).double()
-    start = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(1)).double()
-    ours = list(
-        sample(table, wobbly, start, time_grid(steps), eta=eta, fresh_noise=lambda k: noises[k])
-    )
-    x = start * table.coefficients(torch.ones(1)).sigma
-    for k, timestep in enumerate(scheduler.timesteps):
-        assert ours[k].t == pytest.approx((int(timestep) + 1) / 1000)
-        estimate = wobbly(x, torch.full((2,), (int(timestep) + 1) / 1000))
-        final = k == steps - 1
-        x = scheduler.step(
-            estimate, timestep, x, eta=0.0 if final else eta, variance_noise=noises[k]
-        ).prev_sample
-        # diffusers keeps its table in float32.
-        torch.testing.assert_close(ours[k].state, x.double(), rtol=2e-4, atol=2e-4)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("steps", [4, 20])
-def test_agrees_with_diffusers_ddpm(steps: int):
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(**COMMON, variance_type="fixed_small")
-    scheduler.set_timesteps(steps)
-    table = BetaTable(BETAS.tolist())
-    start = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(1)).double()
-
-    def fresh(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(100 + k)
-        return torch.randn(2, 1, 3, generator=generator, dtype=torch.float64)
-
-    ours = list(sample(table, wobbly, start, time_grid(steps), eta=1.0, fresh_noise=fresh))
-    x = start * table.coefficients(torch.ones(1)).sigma
-    for k, timestep in enumerate(scheduler.timesteps[:-1]):
-        estimate = wobbly(x, torch.full((2,), (int(timestep) + 1) / 1000))
-        generator = torch.Generator().manual_seed(100 + k)
-        x = scheduler.step(estimate, timestep, x, generator=generator).prev_sample
-        torch.testing.assert_close(ours[k].state, x.double(), rtol=2e-4, atol=2e-4)
+def test_the_reverse_sde_has_no_third_order():
+    problem = Problem(LINEAR_VP, posterior_mean(LINEAR_VP), torch.ones(1, 1), at(1.0))
+    with pytest.raises(ValueError, match="order 2"):
+        list(dpm_solver(problem, order=3, stochastic=True))

@@ -19,7 +19,7 @@ from numpy.random import default_rng
 
 from medseg_diff import io
 from medseg_diff.errors import InputError
-from medseg_diff.files import atomic_file
+from medseg_diff.files import atomic_file, file_sha256
 from medseg_diff.io import grid as grids
 from medseg_diff.io.header import parse_header
 from tests.io.faults import AFFINE, AXIS_LABELS, CLEAN, CLEAN_LABEL, PHANTOM
@@ -132,7 +132,7 @@ def test_same_input_same_bytes(tmp_path: Path, scan: Path) -> None:
     # Neither a name (flag 8) nor a time stands in the gzip header.
     assert first[3] == 0
     assert first[4:8] == bytes(4)
-    assert io.file_sha256(tmp_path / "a.nii.gz") == hashlib.sha256(first).hexdigest()
+    assert file_sha256(tmp_path / "a.nii.gz") == hashlib.sha256(first).hexdigest()
 
 
 def test_written_elsewhere_is_refused(tmp_path: Path, scan: Path) -> None:

@@ -1,0 +1,37 @@
+"""Frozen, typed configuration: what a YAML may say, checked at the door."""
+
+from medseg_diff.config.parse import load_config, merged, parse_config
+from medseg_diff.config.sections import (
+    Config,
+    DataConfig,
+    FuseName,
+    LatentConfig,
+    ModelConfig,
+    Normalisation,
+    ObjectiveConfig,
+    PlanConfig,
+    PredictionConfig,
+    SamplerName,
+    Section,
+    TaskConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "FuseName",
+    "LatentConfig",
+    "ModelConfig",
+    "Normalisation",
+    "ObjectiveConfig",
+    "PlanConfig",
+    "PredictionConfig",
+    "SamplerName",
+    "Section",
+    "TaskConfig",
+    "TrainingConfig",
+    "load_config",
+    "merged",
+    "parse_config",
+]

@@ -1,0 +1,307 @@
+"""The sections of a configuration: frozen, typed, checked at the door.
+
+A run's ``config.yaml`` is complete: what the user left out is filled in from the case list
+(``task``) and from the fingerprint of the training scans (``plan``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Normalisation(Section):
+    """How one channel's intensities become network input."""
+
+    kind: Literal["zscore_foreground", "ct", "zscore", "unit"] = Field(
+        description="zscore_foreground: mean 0, sd 1 over voxels that are not background; "
+        "ct: clip, then the training set's mean and sd; zscore: over the whole image; "
+        "unit: divide by scale"
+    )
+    clip: tuple[float, float] | None = None
+    mean: float = 0.0
+    sd: float = Field(1.0, gt=0)
+    scale: float = Field(255.0, gt=0)
+
+
+class DataConfig(Section):
+    """Where the cases are and which are trained on."""
+
+    cases: str = Field("sample", description="case list (JSON), or 'sample': the embedded one")
+    root: str | None = Field(None, description="folder the list's paths start from")
+    fold: int | None = Field(None, ge=0)
+    folds: int = Field(5, ge=2)
+    foreground_crops: float = Field(0.5, ge=0, le=1, description="share of crops on a structure")
+    limit: int | None = Field(None, ge=1, description="train on the first N cases only")
+
+
+class TaskConfig(Section):
+    """What is segmented; copied from the case list."""
+
+    modality: Literal["MR", "CT", "RGB", "other"] = "other"
+    channels: tuple[str, ...] = Field(min_length=1)
+    labels: dict[str, int]
+    regions: dict[str, tuple[int, ...]] | None = None
+    ignore_label: int | None = None
+    input_channels: tuple[int, ...] | None = Field(
+        None, description="planes of each channel's file: 1, or 3 for RGB"
+    )
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Foreground structures by name, with the label values each holds."""
+        if self.regions is not None:
+            return dict(self.regions)
+        # The codec's channels go by label value, in whatever order a case list names them.
+        by_value = sorted(self.labels.items(), key=lambda item: item[1])
+        return {name: (value,) for name, value in by_value if value != 0}
+
+    @property
+    def image_planes(self) -> int:
+        """Channels of the network's image input."""
+        return sum(self.input_channels or [1] * len(self.channels))
+
+
+class PlanConfig(Section):
+    """Geometry and intensity of the network's input; None is chosen by the fingerprint."""
+
+    spatial_dims: Literal[2, 3] | None = None
+    orientation: str = Field("RAS", description="axis order and direction of the model's grid")
+    spacing_mm: tuple[float, float, float] | None = None
+    patch_size: tuple[int, ...] | None = Field(None, min_length=2, max_length=3)
+    normalisation: tuple[Normalisation, ...] | None = None
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory that one training step may take; half of what is free"
+    )
+    batch_size: int | None = Field(None, ge=1)
+
+
+class ObjectiveConfig(Section):
+    """Weights of the losses; 0 leaves one out."""
+
+    dice: float = Field(0.0, ge=0)
+    cross_entropy: float = Field(0.0, ge=0)
+    focal: float = Field(0.0, ge=0)
+    squared_error: float = Field(
+        0.0, ge=0, description="on the network's own target, or on probabilities for logits"
+    )
+    variational_bound: float = Field(
+        0.0, ge=0, description="Improved DDPM's L_vlb; trains a learned variance"
+    )
+    anchor: float = Field(0.0, ge=0, description="Dice + cross-entropy on the conditioner's mask")
+    anchor_cross_entropy: float = Field(1.0, ge=0, description="cross-entropy's share of anchor")
+    anchor_every: int = Field(
+        1, ge=1, description="the anchor's loss counts at every n-th of 1000 time steps"
+    )
+    min_snr_gamma: float | None = Field(None, gt=0, description="weight of the squared error")
+    time_law: Literal["uniform", "logit_normal", "late"] = Field(
+        "uniform", description="how training times are drawn; late favours noisy ones"
+    )
+    time_law_shape: float = Field(2.0, gt=0, description="late: t = u^(1/shape)")
+    recycling: float = Field(
+        0.0, ge=0, le=1, description="share of samples trained on their own re-noised prediction"
+    )
+
+
+class LatentConfig(Section):
+    """Autoencoder of masks, for a model that diffuses their latent."""
+
+    regulariser: Literal["kl", "vq"] = "kl"
+    channels: int = Field(4, ge=1, description="channels of the latent")
+    features: tuple[int, ...] = Field(
+        (16, 32, 64), min_length=2, description="widths; each level after the first halves the size"
+    )
+    kl: float = Field(1e-4, ge=0, description="weight of the KL divergence")
+    codes: int = Field(256, ge=2, description="entries of the VQ code book")
+    steps: int = Field(300, ge=1, description="training steps of the first stage")
+    small_structures: float = Field(
+        1.0, ge=0, description="power of 1 / frequency by which rare classes count in cross-entropy"
+    )
+    end_to_end: bool = Field(False, description="train both parts together (LDSeg-like)")
+
+
+class ModelConfig(Section):
+    """Axes of the model; see ``recipes.py`` for the papers."""
+
+    kind: Literal["diffusion", "unet"] = "diffusion"
+    denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2"] = "unet"
+    features: tuple[int, ...] = Field(min_length=2)
+    blocks: tuple[int, ...] | None = Field(
+        None, description="medsegdiff_v1: residual blocks of each level"
+    )
+    transformer_blocks: int = Field(1, ge=1, description="medsegdiff_v2: SS-Former blocks")
+    conditioner: Literal["none", "pyramid", "anchored", "medsegdiff_v1"] = "none"
+    conditioner_features: tuple[int, ...] | None = None
+    concat_image: bool = True
+    time_channels: int = Field(128, ge=4, multiple_of=4)
+    path: Literal["variance_preserving", "variance_exploding", "linear"] = "variance_preserving"
+    schedule: Literal["linear", "cosine", "sigmoid"] = Field(
+        "linear", description="of the variance preserving path"
+    )
+    zero_terminal_snr: bool = False
+    betas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
+        None, min_length=1, description="beta table instead of a schedule"
+    )
+    input_scale: float = Field(1.0, gt=0, le=1)
+    sigma_min: float = Field(0.01, gt=0, description="of the variance exploding path")
+    sigma_max: float = Field(50.0, gt=0)
+    output: Literal["clean", "noise", "velocity", "flow_velocity", "score", "correction"] = Field(
+        "clean",
+        description="clean and correction are logits; a correction is added to the anchor's",
+    )
+    learned_variance: bool = Field(False, description="a second output, Improved DDPM's")
+    self_conditioning: bool = Field(False, description="the last clean estimate is an input too")
+    condition_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of samples without image, for guidance"
+    )
+    latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        for broken, message in self._contradictions():
+            if broken:
+                raise ValueError(message)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        """What cannot stand together, each with the sentence for the user."""
+        anchored = self.conditioner == "anchored"
+        yield (
+            self.output == "correction" and not anchored,
+            "output 'correction' corrects an anchor: set conditioner: anchored",
+        )
+        widths = self.conditioner_features or self.features
+        yield (
+            len(widths) != len(self.features),
+            f"conditioner_features has {len(widths)} levels and features {len(self.features)}: "
+            "give both the same number",
+        )
+        wanted = {"medsegdiff_v1": "medsegdiff_v1", "medsegdiff_v2": "anchored"}.get(self.denoiser)
+        yield (
+            wanted is not None and self.conditioner != wanted,
+            f"denoiser '{self.denoiser}' needs conditioner: {wanted}",
+        )
+        yield (
+            self.conditioner == "medsegdiff_v1" and self.denoiser != "medsegdiff_v1",
+            "conditioner 'medsegdiff_v1' serves denoiser: medsegdiff_v1 alone",
+        )
+        yield (
+            self.condition_dropout > 0 and anchored,
+            "condition_dropout hides the image, and an anchor is made from it",
+        )
+        yield (
+            self.output in ("noise", "score") and (self.path == "linear" or self.zero_terminal_snr),
+            f"output '{self.output}' cannot give clean at t = 1, where this path has no signal "
+            "left: use clean or velocity",
+        )
+        yield (
+            self.output == "flow_velocity" and self.path != "linear",
+            "output 'flow_velocity' is defined on path: linear",
+        )
+        yield (
+            self.latent is not None and self.output in ("clean", "correction"),
+            "a latent has no logits: use output noise or velocity",
+        )
+        yield (
+            self.latent is not None and self.concat_image,
+            "a latent lies on a coarser grid than the image: set concat_image: false",
+        )
+        yield (
+            self.latent is not None and anchored,
+            "an anchor is a mask and the latent is not: use conditioner pyramid or none",
+        )
+
+
+class TrainingConfig(Section):
+    """The optimiser's budget and habits."""
+
+    steps: int = Field(1000, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    clip_norm: float = Field(1.0, gt=0)
+    accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    validate_every: int = Field(200, ge=1)
+    validation_cases: int = Field(8, ge=1)
+    save_every: int = Field(100, ge=1)
+    workers: int = Field(0, ge=0)
+    stop_after_bad_losses: int = Field(5, ge=1, description="NaN or Inf losses in a row")
+    augment: bool = True
+    mirror_axes: tuple[int, ...] = Field(
+        (), description="axes that may be mirrored; left out where left and right differ"
+    )
+
+
+SamplerName = Literal[
+    "ddim",
+    "ancestral",
+    "analytic",
+    "dpm_solver_2m",
+    "dpm_solver_3m",
+    "dpm_solver_sde",
+    "unipc",
+    "euler",
+    "heun",
+    "predictor_corrector",
+    "consistency",
+]
+
+
+FuseName = Literal["mean", "step_uncertainty", "step_uncertainty_paper", "step_sum"]
+
+
+class PredictionConfig(Section):
+    """How masks are drawn; every key can be overridden at the command line."""
+
+    draws: int = Field(5, ge=1)
+    steps: int = Field(5, ge=1)
+    validation_steps: int | None = Field(
+        None, ge=1, description="steps while training validates; None takes steps"
+    )
+    sampler: SamplerName = "ddim"
+    grid: Literal["uniform", "quadratic", "karras", "log_snr"] = "uniform"
+    t_max: float = Field(1.0, gt=0, le=1, description="noisiest time of the grid")
+    guidance: float = Field(
+        1.0, ge=0, description="classifier-free guidance; 1 is none, others need condition_dropout"
+    )
+    dynamic_threshold: float | None = Field(
+        None, gt=0, le=1, description="percentile of Imagen's dynamic threshold"
+    )
+    fuse: FuseName = "mean"
+    cleanup: Literal["none", "morphology", "largest"] = Field(
+        "none", description="clean-up of the mask by shape, after fusion"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1)
+    batch_size: int = Field(8, ge=1, description="windows x draws in one network call")
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = "model"
+    recipe: str | None = None
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    task: TaskConfig | None = None
+    plan: PlanConfig = PlanConfig()
+    model: ModelConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    prediction: PredictionConfig = PredictionConfig()
+
+    def to_yaml(self) -> str:
+        """YAML text that :func:`parse_config` turns back into an equal configuration."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text

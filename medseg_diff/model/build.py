@@ -1,0 +1,134 @@
+"""From a complete configuration to an untrained model: each axis chosen in one place."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from medseg_diff.codecs import OneHotCodec
+from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
+from medseg_diff.diffusion.paths import (
+    BetaTable,
+    Linear,
+    Path,
+    VarianceExploding,
+    VariancePreserving,
+)
+from medseg_diff.diffusion.time_laws import TimeLaw, time_law
+from medseg_diff.model.base import SegmentationModel
+from medseg_diff.model.baseline import UNetModel
+from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.latent import LatentModel
+from medseg_diff.networks.autoencoder import MaskAutoencoder
+from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
+from medseg_diff.networks.medsegdiff import (
+    MedSegDiffV1Conditioner,
+    MedSegDiffV1Denoiser,
+    MedSegDiffV2Denoiser,
+)
+from medseg_diff.networks.unet import UNet
+
+
+def build_model(config: Config) -> SegmentationModel:
+    """Untrained model of a complete configuration (``task`` and ``plan`` filled in)."""
+    if config.task is None or config.plan.spatial_dims is None:
+        raise ValueError("the configuration is not complete: task and plan come from the data")
+    dims, planes, model = config.plan.spatial_dims, config.task.image_planes, config.model
+    codec = build_codec(config.task)
+    if model.kind == "unet":
+        network = UNet(dims, planes, codec.channels, model.features)
+        return UNetModel(network, codec, config.objective)
+    state = codec.channels if model.latent is None else model.latent.channels
+    parts = (
+        build_denoiser(dims, planes, state, model),
+        build_conditioner(dims, planes, codec.channels, model),
+        build_path(model),
+        codec,
+        build_law(config.objective),
+        model,
+        config.objective,
+    )
+    if model.latent is None:
+        return DiffusionModel(*parts)
+    latent = model.latent
+    autoencoder = MaskAutoencoder(
+        dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
+    )
+    return LatentModel(autoencoder, *parts)
+
+
+def build_codec(task: TaskConfig) -> OneHotCodec:
+    """Codec of a task: classes with a background channel, or overlapping regions."""
+    if task.regions is not None:
+        return OneHotCodec(tuple(task.regions.values()), False, task.ignore_label)
+    values = tuple((value,) for value in sorted(task.labels.values()))
+    return OneHotCodec(values, True, task.ignore_label)
+
+
+def build_path(model: ModelConfig) -> Path:
+    """The noising process."""
+    if model.path == "variance_exploding":
+        return VarianceExploding(model.sigma_min, model.sigma_max)
+    if model.path == "linear":
+        return Linear()
+    if model.betas is not None:
+        return BetaTable(model.betas, model.input_scale)
+    return VariancePreserving(model.schedule, model.input_scale, model.zero_terminal_snr)
+
+
+def build_law(objective: ObjectiveConfig) -> TimeLaw:
+    """How training times are drawn."""
+    return time_law(objective.time_law, objective.time_law_shape)
+
+
+def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) -> nn.Module | None:
+    """Image -> context."""
+    widths = model.conditioner_features or model.features
+    if model.conditioner == "pyramid":
+        # Above a latent's grid the image has finer levels of its own, which the context skips.
+        finer = () if model.latent is None else model.latent.features[:-1]
+        return Pyramid(dims, planes, (*finer, *widths), skip=len(finer))
+    if model.conditioner == "anchored":
+        return AnchoredPyramid(dims, planes, classes, widths)
+    if model.conditioner == "medsegdiff_v1":
+        return MedSegDiffV1Conditioner(dims, planes, widths, blocks_of(model))
+    return None
+
+
+def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn.Module:
+    """Network of the state, at the widths and with the inputs that the configuration names."""
+    inputs = state * (2 if model.self_conditioning else 1)
+    inputs += planes if model.concat_image else 0
+    outputs = state * (2 if model.learned_variance else 1)
+    widths = model.conditioner_features or model.features
+    if model.denoiser == "medsegdiff_v1":
+        return MedSegDiffV1Denoiser(
+            dims,
+            inputs,
+            outputs,
+            model.features,
+            blocks=blocks_of(model),
+            time_channels=model.time_channels,
+        )
+    if model.denoiser == "medsegdiff_v2":
+        return MedSegDiffV2Denoiser(
+            dims,
+            inputs,
+            outputs,
+            model.features,
+            context_channels=widths,
+            time_channels=model.time_channels,
+            blocks=model.transformer_blocks,
+        )
+    return UNet(
+        dims,
+        inputs,
+        outputs,
+        model.features,
+        time_channels=model.time_channels,
+        context_channels=None if model.conditioner == "none" else widths,
+    )
+
+
+def blocks_of(model: ModelConfig) -> tuple[int, ...]:
+    """Residual blocks of each level: one, where the configuration names none."""
+    return model.blocks or (1,) * len(model.features)

@@ -1,0 +1,278 @@
+"""A denoiser of masks, conditioned on an image's context.
+
+Legend: B batch, K channels of the state (classes or regions), C image channels, *S spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medseg_diff.codecs import OneHotCodec
+from medseg_diff.config import ModelConfig, ObjectiveConfig
+from medseg_diff.data.records import Batch
+from medseg_diff.diffusion import guidance, objectives
+from medseg_diff.diffusion.grids import time_grid
+from medseg_diff.diffusion.parameterisations import Parameterisation, clean_from, target
+from medseg_diff.diffusion.paths import Path, spread
+from medseg_diff.diffusion.samplers import Denoise, Denoised, FreshNoise, Problem, sample
+from medseg_diff.diffusion.time_laws import TimeLaw
+from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel, mask_losses, total
+from medseg_diff.networks.conditioners import Context
+
+# Steps of the process that the variational bound refers to (DDPM's 1000).
+BOUND_STEPS = 1000
+
+
+class DiffusionModel(SegmentationModel):
+    """A denoiser of masks, conditioned on an image's context.
+
+    Args:
+        denoiser: ``(x, t, features) -> (B, out_channels, *S)`` with x the state (and the image, and
+            its own last estimate, as configured), t (B,) and the context's maps.
+        conditioner: Image -> context, or None for the image alone.
+        path: The noising process.
+        codec: Label map <-> state.
+        law: How training times are drawn.
+        config: What the output means and what enters the denoiser.
+        objective: Weights of the losses.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        conditioner: nn.Module | None,
+        path: Path,
+        codec: OneHotCodec,
+        law: TimeLaw,
+        config: ModelConfig,
+        objective: ObjectiveConfig,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.conditioner = denoiser, conditioner
+        self.path, self.codec, self.law = path, codec, law
+        self.config, self.objective = config, objective
+        self.logits = config.output in ("clean", "correction")
+        # Logits become a clean state in `clean`; every other output is converted by the path.
+        self.meaning: Parameterisation = "clean" if config.output == "correction" else config.output
+
+    def context(self, image: Tensor) -> Context:
+        """See :meth:`SegmentationModel.context`."""
+        return Context(image) if self.conditioner is None else self.conditioner(image)
+
+    def raw(
+        self, x_t: Tensor, t: Tensor, context: Context, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The denoiser's output and its raw variance, each (B, K, *S).
+
+        A correction is already added to the anchor. ``previous`` is the last clean estimate, for
+        self-conditioning; None stands for zeros.
+        """
+        x = x_t * spread(self.path.input_gain(t), x_t)
+        parts = [x]
+        if self.config.concat_image:
+            parts.append(context.image)
+        if self.config.self_conditioning:
+            parts.append(torch.zeros_like(x) if previous is None else previous)
+        features = context.features or None
+        output: Tensor = self.denoiser(torch.cat(parts, dim=1), t.to(x.device), features)
+        variance = None
+        if self.config.learned_variance:
+            output, variance = output.chunk(2, dim=1)
+        if self.config.output == "correction":
+            if context.anchor is None:
+                raise ValueError("a correction needs a context with an anchor")
+            output = context.anchor + output
+        return output, variance
+
+    def denoised(
+        self, x_t: Tensor, t: Tensor, context: Context, previous: Tensor | None = None
+    ) -> Denoised:
+        """Estimate of the clean state, (B, K, *S), and its raw variance."""
+        output, variance = self.raw(x_t, t, context, previous)
+        return Denoised(self.clean(output, x_t, t), variance)
+
+    def clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Clean state in [-1, 1] from a raw output: the one place where logits become a state."""
+        if self.logits:
+            return self.codec.state_from_logits(output)
+        return self.estimate(output, x_t, t).clamp(-1, 1)
+
+    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Clean state, unbounded, from an output that is no logits."""
+        return clean_from(self.meaning, self.path, output, x_t, t)
+
+    def mask_logits(self, output: Tensor, x_t: Tensor, t: Tensor, size: torch.Size) -> Tensor:
+        """Logits (B, K, *S) of the mask that a raw output means."""
+        if self.logits:
+            return output
+        return self.codec.logits_from_state(self.estimate(output, x_t, t))
+
+    # Training
+
+    def loss(self, batch: Batch) -> Loss:
+        """Denoising loss at the batch's own times and noise, plus the anchor's."""
+        return total(self.denoising_losses(batch, self.codec.encode(batch.labels), batch.noise))
+
+    def denoising_losses(self, batch: Batch, clean: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of one denoising step of the given clean state and noise."""
+        t, importance = self.law(batch.t)
+        t = self.path.snap(t)
+        context = self.context(self._hidden(batch))
+        x_t = self._state(clean, noise, t, context, batch.coins[:, 0])
+        previous = self._previous(x_t, t, context, batch.coins[:, 1])
+        output, variance = self.raw(x_t, t, context, previous)
+        parts: dict[str, Tensor] = {}
+        if not self.logits and self.objective.squared_error > 0:
+            voxels = self.codec.weight(batch.labels) if self.config.latent is None else None
+            weights = _Weights(importance, voxels)
+            error = self._squared_error(output, clean, noise, t, weights)
+            parts["squared_error"] = self.objective.squared_error * error
+        if variance is not None and self.objective.variational_bound > 0:
+            bound = self._bound(output, variance, clean, x_t, t)
+            parts["variational_bound"] = self.objective.variational_bound * bound
+        parts |= self._mask_losses(output, x_t, t, batch)
+        return parts | self._anchor_losses(context, t, batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Images, some of them blank: what classifier-free guidance leans on."""
+        if self.config.condition_dropout == 0:
+            return batch.image
+        shown = batch.coins[:, 0] >= self.config.condition_dropout
+        return batch.image * spread(shown, batch.image)
+
+    def _state(
+        self, clean: Tensor, noise: Tensor, t: Tensor, context: Context, coins: Tensor
+    ) -> Tensor:
+        """Noised states; some are made from the model's own estimate (ImgX's recycling)."""
+        recycled = coins < self.objective.recycling
+        if not bool(recycled.any()):
+            return self.path.noised(clean, noise, t)
+        end = torch.ones_like(t)
+        with torch.no_grad():
+            # The same field mirrored: as good as independent, and it costs no second one.
+            other = noise.flip(tuple(range(2, noise.ndim)))
+            far = self.path.noised(clean, other, end)
+            own = self.denoised(far, end, context).clean
+        return self.path.noised(torch.where(spread(recycled, clean) > 0, own, clean), noise, t)
+
+    def _previous(self, x_t: Tensor, t: Tensor, context: Context, coins: Tensor) -> Tensor | None:
+        """A first estimate for half of the samples (Chen et al. 2023, Analog Bits, Sec. 3.2)."""
+        if not self.config.self_conditioning:
+            return None
+        chosen = coins < 0.5
+        if not bool(chosen.any()):
+            return None
+        with torch.no_grad():
+            return self.denoised(x_t, t, context).clean * spread(chosen, x_t)
+
+    def _squared_error(
+        self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weights: _Weights
+    ) -> Tensor:
+        samples = weights.samples
+        if self.objective.min_snr_gamma is not None:
+            gamma = self.objective.min_snr_gamma
+            samples = samples * objectives.snr_weight(self.path, t, self.meaning, gamma)
+        wanted = target(self.meaning, self.path, clean, noise, t)
+        return objectives.squared_error(output, wanted, weights.voxels, samples)
+
+    def _bound(
+        self, output: Tensor, variance: Tensor, clean: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
+        """L_vlb with the mean held fixed, so that it trains the variance alone."""
+        s = self.path.snap((t - 1 / BOUND_STEPS).clamp_min(0))
+        estimate = self.clean(output.detach(), x_t, t)
+        terms = objectives.variational_bound(self.path, clean, estimate, variance, x_t, t, s)
+        return terms.mean()
+
+    def _mask_losses(
+        self, output: Tensor, x_t: Tensor, t: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        wanted = self.objective
+        if not self.logits and wanted.dice == wanted.cross_entropy == wanted.focal == 0:
+            return {}
+        logits = self.mask_logits(output, x_t, t, batch.labels.shape[2:])
+        return mask_losses(logits, batch.labels, self.codec, wanted, squared=self.logits)
+
+    def _anchor_losses(self, context: Context, t: Tensor, batch: Batch) -> dict[str, Tensor]:
+        wanted = self.objective
+        if wanted.anchor == 0 or context.anchor is None:
+            return {}
+        # MedSegDiff-V2 counts it at every alpha-th time step alone.
+        chosen = (t * BOUND_STEPS).round().long() % wanted.anchor_every == 0
+        if not bool(chosen.any()):
+            return {"anchor": context.anchor.sum() * 0}
+        both = ObjectiveConfig(dice=1, cross_entropy=wanted.anchor_cross_entropy)
+        losses = mask_losses(context.anchor[chosen], batch.labels[chosen], self.codec, both)
+        share = float(chosen.float().mean())
+        return {"anchor": wanted.anchor * share * torch.stack(list(losses.values())).sum()}
+
+    # Sampling
+
+    def trajectory(
+        self,
+        context: Context,
+        noise: Tensor,
+        sampling: Sampling,
+        fresh_noise: FreshNoise | None = None,
+    ) -> Iterator[Estimate]:
+        """See :meth:`SegmentationModel.trajectory`."""
+        calls = _Counter()
+        problem = Problem(
+            self.path,
+            self._steered(context, sampling, calls),
+            noise,
+            time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max),
+            fresh_noise,
+        )
+        for step in sample(sampling.sampler, problem):
+            yield Estimate(
+                step.index, step.t, step.clean, step.state, calls.count, self.decoder(context)
+            )
+
+    def decoder(self, context: Context) -> Callable[[Tensor], Tensor]:
+        """``clean state -> probabilities`` on the context's own grid."""
+        return self.codec.probabilities_from_state
+
+    def _steered(self, context: Context, sampling: Sampling, calls: _Counter) -> Denoise:
+        """The denoiser with its guidance and thresholds."""
+        denoise = self._follow(context, calls)
+        if sampling.guidance != 1:
+            blank = self.context(torch.zeros_like(context.image[:1])).repeat(len(context.image))
+            denoise = guidance.classifier_free(
+                denoise, self._follow(blank, calls), sampling.guidance
+            )
+        if sampling.dynamic_threshold is not None:
+            denoise = guidance.clip_dynamic(denoise, sampling.dynamic_threshold)
+        return denoise
+
+    def _follow(self, context: Context, calls: _Counter) -> Denoise:
+        """Denoise along one trajectory, remembering the last estimate for self-conditioning."""
+        previous: Tensor | None = None
+
+        def denoise(x: Tensor, t: Tensor) -> Denoised:
+            nonlocal previous
+            calls.count += 1
+            answer = self.denoised(x, t, context, previous)
+            previous = answer.clean
+            return answer
+
+        return denoise
+
+
+class _Weights(NamedTuple):
+    """Weights of samples (B,) and of voxels (B, 1, *S) in a squared error."""
+
+    samples: Tensor
+    voxels: Tensor | None
+
+
+class _Counter:
+    """Calls of a network."""
+
+    count = 0
