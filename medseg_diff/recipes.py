@@ -115,7 +115,8 @@ def medsegdiff_v1() -> Keys:
         "model": {
             "kind": "diffusion",
             "denoiser": "medsegdiff_v1",
-            "features": [16, 32, 48, 80],
+            "features": [16, 32, 56, 96],
+            "blocks": [0, 1, 2, 1],
             "conditioner": "medsegdiff_v1",
             "concat_image": False,
             "time_channels": 128,
@@ -144,7 +145,7 @@ def medsegdiff_v2() -> Keys:
             "denoiser": "medsegdiff_v2",
             "features": [8, 16, 32, 64],
             "conditioner": "anchored",
-            "conditioner_features": [16, 32, 64, 128],
+            "conditioner_features": [16, 32, 64, 96],
             "concat_image": False,
             "time_channels": 128,
             "schedule": "linear",

@@ -118,9 +118,10 @@ def test_yaml_round_trip(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds(name: str):
-    small = {"model": {"features": [4, 4]}}
+    widths = [8, 8, 8, 8]  # MedSegDiff's two encoders need four levels
+    small = {"model": {"features": widths}}
     if name != "unet":
-        small["model"]["conditioner_features"] = [4, 4]
+        small["model"] |= {"conditioner_features": widths, "blocks": [1, 1, 1, 1]}
     model = build_model(parse_config({**KEYS, "model": {}, "recipe": name} | small))
     assert model.codec.channels == 4
 

@@ -9,6 +9,7 @@ from torch import nn
 from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import ModelConfig, ObjectiveConfig
 from medseg_diff.diffusion.paths import VariancePreserving
+from medseg_diff.diffusion.time_laws import uniform
 from medseg_diff.model import DiffusionModel, Sampling, UNetModel
 from medseg_diff.networks.conditioners import AnchoredPyramid, Context, Pyramid
 from medseg_diff.networks.unet import TimeEmbedding, TwoConv, UNet, crop_to, pad_to_multiple
@@ -149,6 +150,7 @@ def diffusion(output: str = "correction") -> DiffusionModel:
         AnchoredPyramid(2, 1, 2, (4, 4)),
         VariancePreserving("linear", 0.5),
         OneHotCodec(((0,), (1,))),
+        uniform,
         config,
         ObjectiveConfig(dice=1),
     ).eval()
