@@ -10,9 +10,10 @@ from nbclient import NotebookClient
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quickstart_runs(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "count"), [("01_quickstart", 1), ("02_diffusion_core", 3)])
+def test_notebook_runs(repository: Path, tmp_path: Path, name: str, count: int) -> None:
     """Its last code cell asserts a Dice; here we see that it was reached."""
-    notebook = nbformat.read(repository / "notebooks" / "01_quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(repository / "notebooks" / f"{name}.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")
     client.execute(cwd=str(tmp_path))
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
@@ -24,4 +25,4 @@ def test_quickstart_runs(repository: Path, tmp_path: Path) -> None:
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 1
+    assert len(pictures) == count
