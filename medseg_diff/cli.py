@@ -175,12 +175,20 @@ def _read_options(
         )
     from medseg_diff.io import ReadOptions
 
-    return ReadOptions(
-        affine=affine,  # type: ignore[arg-type]  # checked above
-        assume_axcodes=assume_axcodes,
-        nan_fill=nan,
-        volume=volume,
-    )
+    try:
+        return ReadOptions(
+            affine=affine,  # type: ignore[arg-type]  # checked above
+            assume_axcodes=assume_axcodes,
+            nan_fill=nan,
+            volume=volume,
+        )
+    except ValueError:
+        raise UsageError(
+            "not an orientation",
+            field="--assume-axcodes",
+            found=repr(assume_axcodes),
+            expected="each of R/L, A/P, S/I once, e.g. RAS",
+        ) from None
 
 
 def _line_per_case(total: int) -> Callable[[int, Outcome], None]:

@@ -138,3 +138,16 @@ def test_refusals_are_one_line(
         assert shown.err.count("\n") == 1
     assert "Traceback" not in shown.out + shown.err
     assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_an_unknown_orientation_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Run
+) -> None:
+    """Wrong use, refused before anything is read or written."""
+    words = ("predict", "--model", "hippocampus", "--input", tmp_path, "--out", tmp_path / "o")
+    assert call(monkeypatch, *words, "--assume-axcodes", "XYZ") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "--assume-axcodes" in lines[0]
+    assert "RAS" in lines[0]
+    assert not (tmp_path / "o").exists()
