@@ -160,6 +160,7 @@ class Predictor:
         }
         given = {key: value for key, value in asked.items() if value is not None}
         settings = _checked(self.defaults, given)
+        self._check_sampling(settings)
         channels = self._channels(scan)
         first = next(iter(channels.values()))
         name = case or io.case_stem(first)
@@ -184,6 +185,14 @@ class Predictor:
             "hashes": self._hashes(channels),
         }
         return Answer(answer.mask, answer.probability, answer.doubt, record)
+
+    def _check_sampling(self, settings: PredictionConfig) -> None:
+        """Refuse steps, grids or guidance that a member does not allow."""
+        for run in self.runs:
+            try:
+                run.model.check(Sampling.of(settings))
+            except ValueError as error:
+                raise UsageError(str(error), file=run.folder, field="prediction") from None
 
     def _channels(self, scan: Scan) -> dict[str, Path]:
         if isinstance(scan, Mapping):

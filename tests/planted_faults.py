@@ -277,7 +277,10 @@ PARAMETERISATIONS = [
     Fault("        return -noise", "        return noise"),
     Fault("path.noised(clean, noise, t, source) - clean", "path.noised(clean, noise, t) - clean"),
     Fault("(source if path.uses_source and source is not None else noise)", "noise"),
-    Fault("x = x_t if source is None else x_t - b * source", "x = x_t"),
+    Fault(
+        "x = x_t if source is None else x_t - b * source\n    return (x - a",
+        "x = x_t\n    return (x - a",
+    ),
     Fault("x_t, output = x_t.to(exact), output.to(exact)", "pass"),
     Fault("if kind not in PARAMETERISATIONS", "if False"),
     Fault('kind == "flow_velocity" and not isinstance(path, Linear)', "False"),
@@ -513,7 +516,7 @@ ENSEMBLE = [
     Fault("lambda k: noise(k + 1)", "lambda k: noise(0)"),
     Fault("present << (7 - bit)", "present << bit"),
     Fault("canvas.weight[place] += importance", "canvas.weight[place] += 1"),
-    Fault("moments.variance.mean(0)", "moments.variance.sum(0)"),
+    Fault("answer.variance.mean(0)", "answer.variance.sum(0)"),
     Fault(
         "for place in group\n            for f in fields",
         "for f in fields\n            for place in group",

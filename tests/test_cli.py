@@ -151,3 +151,20 @@ def test_an_unknown_orientation_is_one_line(
     assert "--assume-axcodes" in lines[0]
     assert "RAS" in lines[0]
     assert not (tmp_path / "o").exists()
+
+
+def test_a_way_of_sampling_that_the_model_does_not_allow_is_one_line(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Run
+) -> None:
+    """Guidance without condition dropout stops before the first case, with exit code 2."""
+    config = trained / "run" / "config.yaml"
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in (trained / "run").glob("*.*"):
+        (run / file.name).write_bytes(file.read_bytes())
+    (run / "config.yaml").write_text(config.read_text().replace("guidance: 1.0", "guidance: 3.0"))
+    words = ("predict", "--model", run, "--input", trained / "data" / "cases.json")
+    assert call(monkeypatch, *words, "--out", tmp_path / "o") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "condition_dropout" in lines[0]

@@ -247,7 +247,6 @@ class TrainingConfig(Section):
 SamplerName = Literal[
     "ddim",
     "ancestral",
-    "analytic",
     "dpm_solver_2m",
     "dpm_solver_3m",
     "dpm_solver_sde",

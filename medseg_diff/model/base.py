@@ -110,6 +110,13 @@ class SegmentationModel(nn.Module, ABC):
             fresh_noise: ``index -> standard normal like noise``; for samplers that add noise.
         """
 
+    def check(self, sampling: Sampling) -> None:
+        """Refuse a way of sampling that this model does not allow, before any work.
+
+        Raises:
+            ValueError: with what does not fit.
+        """
+
     def begin(self, step: int) -> None:
         """Prepare for a training step; models trained in stages change over here."""
 

@@ -235,6 +235,14 @@ class DiffusionModel(SegmentationModel):
                 step.index, step.t, step.clean, step.state, calls.count, self.decoder(context)
             )
 
+    def check(self, sampling: Sampling) -> None:
+        """See :meth:`SegmentationModel.check`."""
+        time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max)
+        if sampling.guidance != 1 and self.config.condition_dropout == 0:
+            raise ValueError(
+                "guidance needs a model that was trained with model.condition_dropout above 0"
+            )
+
     def decoder(self, context: Context) -> Callable[[Tensor], Tensor]:
         """``clean state -> probabilities`` on the context's own grid."""
         return self.codec.probabilities_from_state
