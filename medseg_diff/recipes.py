@@ -31,8 +31,11 @@ def diff_unet() -> Keys:
 
     Departures: widths are under a quarter of the paper's (64 ... 512), for two CPU cores; exclusive
     classes use softmax and a background channel where the paper uses one sigmoid a structure
-    (regions still do); draws are fused by their mean, not by step-uncertainty (SUF); time is added
-    before the activation, since after it instance norm removes it (`UNet`).
+    (regions still do); draws are fused by their mean.
+    `prediction.fuse` also has step-uncertainty fusion, by the released code
+    (`step_uncertainty`) and by the paper (`step_uncertainty_paper`), and the plain sum over steps
+    of the released multi-organ test (`step_sum`). Time is added before the activation, since
+    after it instance norm removes it (`UNet`).
     """
     return {
         "model": {
