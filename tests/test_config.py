@@ -163,3 +163,22 @@ def test_a_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         config.training.steps = 3
     assert yaml.safe_load(config.to_yaml())["training"]["steps"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "sentence"),
+    [
+        ({"output": "velocity"}, {"recycling": 0.5}, "use output clean or correction"),
+        ({}, {"variational_bound": 1}, "learned_variance"),
+        ({"output": "noise", "path": "linear"}, {}, "no signal"),
+        ({"output": "flow_velocity"}, {}, "path: linear"),
+        ({"latent": {}}, {}, "use output noise or velocity"),
+        ({"latent": {}, "output": "noise"}, {}, "set concat_image: false"),
+        ({"denoiser": "medsegdiff_v1"}, {}, "needs conditioner: medsegdiff_v1"),
+        ({"conditioner": "anchored", "condition_dropout": 0.1}, {}, "anchor is made from it"),
+    ],
+)
+def test_what_cannot_stand_together_is_refused(model, objective, sentence: str):
+    keys = {**KEYS, "model": {"features": [4, 4], **model}, "objective": objective}
+    with pytest.raises(UsageError, match=sentence):
+        parse_config(keys)

@@ -300,6 +300,20 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     prediction: PredictionConfig = PredictionConfig()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.objective.recycling > 0 and self.model.output not in ("clean", "correction"):
+            raise ValueError(
+                "objective.recycling noises an estimate, so that the noise in x_t no longer "
+                "belongs to the truth: use output clean or correction"
+            )
+        if self.objective.variational_bound > 0 and not self.model.learned_variance:
+            raise ValueError(
+                "objective.variational_bound trains a learned variance: set "
+                "model.learned_variance: true"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """YAML text that :func:`parse_config` turns back into an equal configuration."""
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
