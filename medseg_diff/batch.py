@@ -185,13 +185,15 @@ def write_answer(answer: Answer, out: Path, name: str) -> None:
     io.write_label(out / f"{name}{labels}", answer.mask, answer.mask, n_classes=classes)
     io.write_map(out / f"{name}_prob{maps}", answer.probability, answer.mask)
     io.write_map(out / f"{name}_doubt{maps}", answer.doubt, answer.mask)
+    if answer.draws is not None:
+        io.write_draws(out / f"{name}_draws{maps}", answer.draws, answer.mask, n_classes=classes)
     written = {"mask": file_sha256(out / f"{name}{labels}")}
     answer.record["hashes"] = {**answer.record["hashes"], **written}
     atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
 
 
 def _remove_images(out: Path, name: str) -> None:
-    for ending in ("", "_prob", "_doubt"):
+    for ending in ("", "_prob", "_doubt", "_draws"):
         for suffix in (".nii.gz", ".png", ".tif"):
             (out / f"{name}{ending}{suffix}").unlink(missing_ok=True)
 

@@ -95,6 +95,16 @@ def predict(
     fuse: Annotated[
         str | None, typer.Option(help="mean, step_uncertainty, step_uncertainty_paper, step_sum.")
     ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(help="Stop drawing when less than this share of the mask is still in doubt."),
+    ] = None,
+    flip: Annotated[
+        list[int] | None, typer.Option(help="Axis to mirror for further members; repeatable.")
+    ] = None,
+    save_draws: Annotated[
+        bool, typer.Option("--save-draws", help="Also write every draw's mask, in one file.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows x draws in a network call.")
@@ -124,6 +134,9 @@ def predict(
         steps=steps,
         sampler=sampler,
         fuse=fuse,
+        settle=settle,
+        flips=flip,
+        save_draws=save_draws,
         seed=seed,
         batch_size=batch_size,
         options=options,

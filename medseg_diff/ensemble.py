@@ -10,21 +10,24 @@ Legend: W windows, D draws, K classes or regions, *S spatial axes (always three 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg_diff.config import FuseName
-from medseg_diff.fusion import PairwiseDice, RunningMoments, StepSum, StepUncertainty
+from medseg_diff.draws import DrawMasks, Fused, expected_change
+from medseg_diff.fusion import RunningMoments, StepSum, StepUncertainty, predictive_entropy
 from medseg_diff.model import Estimate, Sampling, SegmentationModel
 from medseg_diff.networks.conditioners import Context
 from medseg_diff.noise import CUBE, SLICE, NoiseField
+from medseg_diff.windows import Canvas, Place, WindowAnswer, grouped, is_flat, pad_to, windows
 
 Array = NDArray[np.float32]
+# Draws before the first look at whether the mask has settled; each later round doubles them.
+FIRST_ROUND = 4
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Request:
     Attributes:
         case: Case id; with ``seed`` it names the noise.
         seed: The user's seed.
-        draws: Masks drawn from each model.
+        draws: Masks drawn from each model; the most of them where ``settle`` is given.
         sampling: Sampler, steps and grid.
         overlap: Share of a window that its neighbour covers, in [0, 1).
         batch_size: Windows x draws in one network call.
         fuse: How a window's draws and steps become one probability.
+        settle: Stop drawing when further draws are expected to change less than this share of
+            the mask (:func:`medseg_diff.draws.expected_change`); None draws them all.
     """
 
     case: str
@@ -48,42 +53,41 @@ class Request:
     overlap: float = 0.5
     batch_size: int = 8
     fuse: FuseName = "mean"
-
-
-@dataclass(frozen=True)
-class Fused:
-    """The ensemble's answer on the model grid.
-
-    Attributes:
-        probability: The fusion rule's, (K, *S); the mean over draws unless asked otherwise.
-        variance: Variance between draws, averaged over K, (*S).
-        pairwise_dice: Mean Dice between pairs of draws, per foreground structure; nan for one.
-        network_calls: Forward passes of each network: ``{"context": n, "denoiser": n}``, counted
-            per window and draw, however they were batched.
-    """
-
-    probability: Array
-    variance: Array
-    pairwise_dice: list[float]
-    network_calls: dict[str, int]
+    settle: float | None = None
 
 
 @dataclass
-class _Canvas:
-    """Weighted sums over windows, and each draw's mask by its nearest window."""
+class _Work:
+    """One scan, cut into windows, and the models that answer."""
 
-    probability: Array
-    variance: Array
-    weight: Array
-    nearest: Array
-    masks: NDArray[np.uint8]
+    models: Sequence[SegmentationModel]
+    image: Array
+    patch: Sequence[int]
+    shape: tuple[int, ...]
+    places: list[Place]
+    request: Request
+    # Context of each model, where the whole scan fits one batch of windows.
+    contexts: dict[int, Context] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=lambda: {"context": 0, "denoiser": 0})
 
+    @property
+    def first(self) -> int:
+        """First structure among the codec's channels."""
+        return 1 if self.models[0].codec.exclusive else 0
 
-def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
-    """Windows that cover a grid, each of ``patch`` voxels, by MONAI's geometry."""
-    step = [max(1, int(n * (1 - overlap))) if n > 1 else 1 for n in patch]
-    found: list[tuple[slice, ...]] = dense_patch_slices(shape, patch, step)
-    return found
+    def numbers(self, member: int, chosen: range) -> list[int]:
+        """Numbers of a model's draws in a round.
+
+        Each model of an ensemble has its own draws: member m takes the numbers after m - 1's. A
+        model without noise has one answer, in the first round.
+        """
+        if self.models[member].stochastic:
+            return [member * self.request.draws + d for d in chosen]
+        return [member * self.request.draws] if chosen.start == 0 else []
+
+    def members(self, chosen: range) -> int:
+        """Draws of all models together in a round."""
+        return sum(len(self.numbers(m, chosen)) for m in range(len(self.models)))
 
 
 def infer(
@@ -97,97 +101,120 @@ def infer(
         patch: Window size, three axes; depth 1 for 2-D networks.
         request: Draws, steps, seed.
     """
-    padded, shape = _pad_to(image, patch)
-    codec = models[0].codec
-    first = 1 if codec.exclusive else 0
-    members = _members(models, request)
-    size = padded.shape[1:]
-    structures = codec.channels - first
-    canvas = _Canvas(
-        np.zeros((codec.channels, *size), np.float32),
-        np.zeros(size, np.float32),
-        np.zeros(size, np.float32),
-        np.zeros(size, np.float32),
-        np.zeros((structures, *size, (members + 7) // 8), np.uint8),
-    )
-    importance = _importance(patch)
-    calls = {"context": 0, "denoiser": 0}
-    places = windows(size, patch, request.overlap)
+    padded, shape = pad_to(image, patch)
+    places = windows(padded.shape[1:], patch, request.overlap)
+    work = _Work(models, padded, patch, shape, places, request)
+    fused: Fused | None = None
     with torch.inference_mode():
-        for group in _grouped(places, max(1, request.batch_size // members)):
-            answers = _draw_group(models, padded, group, request, first, calls)
-            for place, answer in answers:
-                _paste(canvas, place, importance, answer)
-    inside = tuple(slice(0, n) for n in shape)
-    spread = PairwiseDice(members, structures)
-    for slab in np.moveaxis(canvas.masks[:, *inside], 1, 0):
-        bits = np.unpackbits(slab, axis=-1, count=members)
-        spread.add(bits.reshape(structures, -1, members).astype(bool))
+        for chosen in _rounds(work):
+            answer = _round(work, chosen)
+            fused = answer if fused is None else fused.joined(answer)
+            if request.settle is not None and _change(work, fused) < request.settle:
+                break
+    if fused is None:
+        raise ValueError("at least one draw is needed")
+    return fused
+
+
+def _change(work: _Work, fused: Fused) -> float:
+    return expected_change(fused, exclusive=work.models[0].codec.exclusive)
+
+
+def _rounds(work: _Work) -> Iterator[range]:
+    """All draws at once, or 4, 4, 8, 16 ... of them until they are all made."""
+    draws = work.request.draws
+    if work.request.settle is None or not any(m.stochastic for m in work.models):
+        yield range(draws)
+        return
+    start = 0
+    while start < draws:
+        stop = min(draws, max(FIRST_ROUND, 2 * start))
+        yield range(start, stop)
+        start = stop
+
+
+def _round(work: _Work, chosen: range) -> Fused:
+    """Some draws of every window, stitched."""
+    codec, members = work.models[0].codec, work.members(chosen)
+    structures, before = codec.channels - work.first, dict(work.calls)
+    canvas = Canvas(work.image.shape[1:], work.patch, codec.channels, structures, members)
+    for group in grouped(work.places, max(1, work.request.batch_size // members)):
+        for place, answer in zip(group, _draw_group(work, group, chosen), strict=True):
+            canvas.paste(place, answer)
+    inside = tuple(slice(0, n) for n in work.shape)
     return Fused(
-        (canvas.probability / canvas.weight)[:, *inside],
-        (canvas.variance / canvas.weight)[inside],
-        spread.mean(),
-        calls,
+        canvas.blended(canvas.probability)[:, *inside],
+        canvas.blended(canvas.variance)[inside],
+        canvas.blended(canvas.entropy)[inside],
+        DrawMasks((canvas.masks[:, *inside],), (members,)),
+        {name: count - before[name] for name, count in work.calls.items()},
     )
 
 
-def _members(models: Sequence[SegmentationModel], request: Request) -> int:
-    """Draws of all models together; a model without noise has one answer."""
-    return sum(request.draws if m.stochastic else 1 for m in models)
+class _Tally:
+    """One window's draws as they arrive: moments, entropy and bits; no draw is kept."""
 
+    def __init__(self, work: _Work, chosen: range) -> None:
+        codec = work.models[0].codec
+        self.first, self.exclusive = work.first, codec.exclusive
+        self.moments, self.entropy = RunningMoments(), RunningMoments()
+        self.rule = _rule(work.request.fuse)
+        bytes_ = (work.members(chosen) + 7) // 8
+        # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
+        self.masks = np.zeros((codec.channels - self.first, *work.patch, bytes_), np.uint8)
 
-@dataclass(frozen=True)
-class WindowAnswer:
-    """One window's fused probability (K, *S), variance between draws, and the draws' masks."""
+    def add(self, p: Array) -> None:
+        """Take one draw's probabilities (K, *S)."""
+        byte, bit = divmod(self.moments.count, 8)
+        present = _present(p, self.first, exclusive=self.exclusive).astype(np.uint8)
+        self.masks[..., byte] |= present << (7 - bit)
+        self.moments.add(p)
+        self.entropy.add(predictive_entropy(p, exclusive=self.exclusive))
 
-    probability: Array
-    variance: Array
-    masks: NDArray[np.uint8]
-
-
-def _draw_group(
-    models: Sequence[SegmentationModel],
-    image: Array,
-    group: Sequence[tuple[slice, ...]],
-    request: Request,
-    first: int,
-    calls: dict[str, int],
-) -> Iterator[tuple[tuple[slice, ...], WindowAnswer]]:
-    """Draws of a group of windows from every model, fused per window."""
-    moments = [RunningMoments() for _ in group]
-    rules = [_rule(request.fuse) for _ in group]
-    codec = models[0].codec
-    patch = [s.stop - s.start for s in group[0]]
-    # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
-    packed = (codec.channels - first, *patch, (_members(models, request) + 7) // 8)
-    masks = [np.zeros(packed, np.uint8) for _ in group]
-    for member, model in enumerate(models):
-        device = next(model.parameters()).device
-        flat = _is_flat(group[0])
-        crops = torch.from_numpy(np.stack([image[:, *place] for place in group]))
-        context = model.context((crops[..., 0] if flat else crops).to(device))
-        calls["context"] += len(group)
-        draws = request.draws if model.stochastic else 1
-        at_once = max(1, request.batch_size // len(group))
-        for start in range(0, draws, at_once):
-            chosen = range(start, min(draws, start + at_once))
-            # Each model of an ensemble has its own draws: member m takes the numbers after m - 1's.
-            numbers = [member * request.draws + d for d in chosen]
-            drawn, called = _draw(model, context, group, numbers, request, flat, rules)
-            if model.stochastic:
-                calls["denoiser"] += len(group) * len(numbers) * called
-            for w in range(len(group)):
-                for d in range(len(numbers)):
-                    p = drawn[w, d]
-                    byte, bit = divmod(moments[w].count, 8)
-                    present = _present(p, first, exclusive=codec.exclusive).astype(np.uint8)
-                    masks[w][..., byte] |= present << (7 - bit)
-                    moments[w].add(p)
-    for place, moment, rule, mask in zip(group, moments, rules, masks, strict=True):
-        if moment.mean is None:
+    def answer(self) -> WindowAnswer:
+        """What the draws say together."""
+        if self.moments.mean is None or self.entropy.mean is None:
             raise RuntimeError("a window without draws")
-        mean = moment.mean if rule is None else rule.probability(exclusive=codec.exclusive)
-        yield place, WindowAnswer(mean, moment.variance, mask)
+        mean = self.moments.mean
+        if self.rule is not None:
+            mean = self.rule.probability(exclusive=self.exclusive)
+        return WindowAnswer(mean, self.moments.variance, self.entropy.mean, self.masks)
+
+
+def _draw_group(work: _Work, group: Sequence[Place], chosen: range) -> list[WindowAnswer]:
+    """Draws of a group of windows from every model, fused per window."""
+    tallies = [_Tally(work, chosen) for _ in group]
+    rules = [tally.rule for tally in tallies]
+    request, flat = work.request, is_flat(group[0])
+    for member, model in enumerate(work.models):
+        numbers = work.numbers(member, chosen)
+        if not numbers:
+            continue
+        context = _context(work, member, group)
+        at_once = max(1, request.batch_size // len(group))
+        for start in range(0, len(numbers), at_once):
+            batch = numbers[start : start + at_once]
+            drawn, called = _draw(model, context, group, batch, request, flat, rules)
+            if model.stochastic:
+                work.calls["denoiser"] += len(group) * len(batch) * called
+            for tally, draws in zip(tallies, drawn, strict=True):
+                for p in draws:
+                    tally.add(p)
+    return [tally.answer() for tally in tallies]
+
+
+def _context(work: _Work, member: int, group: Sequence[Place]) -> Context:
+    """Encode a group of windows; a scan that is one group is encoded once for all rounds."""
+    if member in work.contexts:
+        return work.contexts[member]
+    model = work.models[member]
+    crops = torch.from_numpy(np.stack([work.image[:, *place] for place in group]))
+    crops = crops[..., 0] if is_flat(group[0]) else crops
+    context = model.context(crops.to(next(model.parameters()).device))
+    work.calls["context"] += len(group)
+    if len(group) == len(work.places):
+        work.contexts[member] = context
+    return context
 
 
 def _rule(name: FuseName) -> StepUncertainty | StepSum | None:
@@ -257,45 +284,3 @@ def _present(probabilities: Array, first: int, *, exclusive: bool) -> NDArray[np
         return probabilities > 0.5
     winner = probabilities.argmax(0)
     return np.stack([winner == k for k in range(first, len(probabilities))])
-
-
-def _paste(
-    canvas: _Canvas,
-    place: tuple[slice, ...],
-    importance: Array,
-    answer: WindowAnswer,
-) -> None:
-    canvas.probability[:, *place] += importance * answer.probability
-    canvas.variance[place] += importance * answer.variance.mean(0)
-    canvas.weight[place] += importance
-    # A draw's own mask takes each voxel from the window it lies most central in.
-    closer = importance > canvas.nearest[place]
-    canvas.nearest[place] = np.where(closer, importance, canvas.nearest[place])
-    canvas.masks[:, *place] = np.where(
-        closer[None, ..., None], answer.masks, canvas.masks[:, *place]
-    )
-
-
-def _importance(patch: Sequence[int]) -> Array:
-    """Gaussian weights of a window, never zero."""
-    weights = compute_importance_map(tuple(patch), mode="gaussian", sigma_scale=0.125)
-    result: Array = np.asarray(weights, dtype=np.float32)
-    return result.clip(min=1e-3 * float(result.max()))
-
-
-def _pad_to(image: Array, patch: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
-    """Repeat the far edge until a window fits; also the shape to crop back to."""
-    shape = image.shape[1:]
-    padding = [(0, 0)] + [(0, max(0, p - n)) for n, p in zip(shape, patch, strict=True)]
-    return np.pad(image, padding, mode="edge"), tuple(shape)
-
-
-def _grouped(
-    places: Sequence[tuple[slice, ...]], size: int
-) -> Iterator[Sequence[tuple[slice, ...]]]:
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
-
-
-def _is_flat(place: tuple[slice, ...]) -> bool:
-    return place[-1].stop - place[-1].start == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from medseg_diff.data.transforms import (
     to_model_grid,
     to_scan_grid,
 )
-from medseg_diff.ensemble import Fused, Request, infer
+from medseg_diff.draws import DrawMasks, Fused, expected_change
+from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import file_sha256
 from medseg_diff.fusion import predictive_entropy
-from medseg_diff.model import Sampling
+from medseg_diff.model import Sampling, with_flips
 from medseg_diff.morphology import Cleanup, clean_labels
 
 SHIPPED = ("hippocampus",)
@@ -48,7 +49,10 @@ class Answer:
     Attributes:
         mask: Label map (1, *S), int16.
         probability: One volume per foreground structure, (K, *S), float32 in [0, 1].
-        doubt: Two volumes, (2, *S): predictive entropy in [0, 1], variance between draws.
+        doubt: Four volumes, (4, *S): predictive entropy in [0, 1], variance between draws, and
+            the entropy's two parts: the mean entropy of single draws (what each draw doubts) and
+            the mutual information (where draws disagree).
+        draws: The draws' own label maps, (N, *S), uint8 or int16; None unless asked for.
         record: What the case's JSON says: settings, versions, hashes, volumes, warnings.
     """
 
@@ -56,6 +60,7 @@ class Answer:
     probability: MetaTensor
     doubt: MetaTensor
     record: dict[str, Any] = field(repr=False)
+    draws: MetaTensor | None = None
 
 
 def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor:
@@ -129,6 +134,9 @@ class Predictor:
         steps: int | None = None,
         sampler: str | None = None,
         fuse: str | None = None,
+        settle: float | None = None,
+        flips: Sequence[int] | None = None,
+        save_draws: bool = False,
         seed: int = 0,
         batch_size: int | None = None,
         case: str | None = None,
@@ -142,6 +150,9 @@ class Predictor:
             steps: Sampler steps per mask.
             sampler: Name of a sampler, see :data:`medseg_diff.diffusion.samplers.SAMPLERS`.
             fuse: Fusion rule, see :class:`medseg_diff.config.PredictionConfig`.
+            settle: Stop drawing when the mask is expected to change less than this share.
+            flips: Axes of the model's grid to mirror for further members.
+            save_draws: Also return every draw's own label map.
             seed: With the case's name it fixes the noise, hence the answer.
             batch_size: Windows x draws in one network call; changes speed, not the answer.
             case: Name of the case; the file's stem by default.
@@ -156,6 +167,8 @@ class Predictor:
             "steps": steps,
             "sampler": sampler,
             "fuse": fuse,
+            "settle": settle,
+            "flips": flips,
             "batch_size": batch_size,
         }
         given = {key: value for key, value in asked.items() if value is not None}
@@ -174,6 +187,7 @@ class Predictor:
             warnings.append("constant image: the mask is empty")
             fused = self._nothing(fused)
         answer = self._on_scan_grid(fused, placed, pipeline, settings.cleanup)
+        drawn = self._draws(fused, placed, pipeline) if save_draws else None
         record = self._record(answer, image, fused, settings)
         warnings += self._plausibility(answer.mask)
         record |= {
@@ -184,7 +198,7 @@ class Predictor:
             "seconds": round(time.perf_counter() - began, 3),
             "hashes": self._hashes(channels),
         }
-        return Answer(answer.mask, answer.probability, answer.doubt, record)
+        return replace(answer, record=record, draws=drawn)
 
     def _check_sampling(self, settings: PredictionConfig) -> None:
         """Refuse steps, grids or guidance that a member does not allow."""
@@ -221,28 +235,35 @@ class Predictor:
             settings.overlap,
             settings.batch_size,
             settings.fuse,
+            settings.settle,
         )
         image = normalise(values, self.plan.normalisation or ())
-        return infer([run.model for run in self.runs], image, self.patch, request)
+        members = [m for run in self.runs for m in with_flips(run.model, settings.flips)]
+        return infer(members, image, self.patch, request)
 
     def _nothing(self, fused: Fused) -> Fused:
         probability = np.zeros_like(fused.probability)
         if self.codec.exclusive:
             probability[0] = 1
-        spread = [math.nan] * len(fused.pairwise_dice)
-        return Fused(probability, np.zeros_like(fused.variance), spread, fused.network_calls)
+        empty = tuple(np.zeros_like(part) for part in fused.masks.parts)
+        nothing = np.zeros_like(fused.variance)
+        masks = DrawMasks(empty, fused.masks.counts)
+        return Fused(probability, nothing, nothing, masks, fused.network_calls)
 
     def _on_scan_grid(
         self, fused: Fused, placed: MetaTensor, pipeline: Any, cleanup: Cleanup
     ) -> Answer:
-        stacked = np.concatenate([fused.probability, fused.variance[None]])
+        stacked = np.concatenate([fused.probability, fused.variance[None], fused.entropy[None]])
         back = to_scan_grid(torch.from_numpy(stacked), placed, pipeline)
-        probability, variance = back[:-1], back[-1:]
+        probability, variance, single = back[:-2], back[-2], back[-1].as_tensor()
         mask = self.codec.decode(probability.as_tensor()[None])[0]
         values = sorted(v for v in self.task.labels.values() if v != 0)
         mask = torch.from_numpy(clean_labels(mask.numpy(), values, cleanup))
-        entropy = predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
-        doubt = torch.cat([torch.from_numpy(entropy)[None], variance.as_tensor()])
+        entropy = torch.from_numpy(
+            predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
+        )
+        shared = (entropy - single).clamp(min=0)
+        doubt = torch.stack([entropy, variance.as_tensor(), single, shared])
         first = 1 if self.codec.exclusive else 0
         meta = {key: value for key, value in placed.meta.items() if key != "affine"}
 
@@ -250,6 +271,19 @@ class Predictor:
             return MetaTensor(values.contiguous(), affine=back.affine, meta=dict(meta))
 
         return Answer(image(mask), image(probability.as_tensor()[first:]), image(doubt), {})
+
+    def _draws(self, fused: Fused, placed: MetaTensor, pipeline: Any) -> MetaTensor:
+        """Each draw's label map on the scan's grid, brought back as its presence in [0, 1]."""
+        maps = []
+        for mask in fused.masks:
+            planes = mask.astype(np.float32)
+            if self.codec.exclusive:
+                planes = np.concatenate([1 - planes.sum(0, keepdims=True), planes])
+            back = to_scan_grid(torch.from_numpy(planes), placed, pipeline)
+            labels = self.codec.decode(back.as_tensor()[None])[0]
+            maps.append(labels.to(torch.uint8) if int(labels.max()) < 256 else labels)
+        meta = {key: value for key, value in placed.meta.items() if key != "affine"}
+        return MetaTensor(torch.cat(maps), affine=back.affine, meta=meta)
 
     def _record(
         self, answer: Answer, image: MetaTensor, fused: Fused, settings: PredictionConfig
@@ -268,10 +302,14 @@ class Predictor:
             "labels": self.labels,
             "regions": self.task.regions,
             "draws": settings.draws,
+            "draws_made": len(fused.masks),
+            "expected_change": _finite(expected_change(fused, exclusive=self.codec.exclusive)),
             "steps": settings.steps,
             "sampler": settings.sampler,
             "fuse": settings.fuse,
             "cleanup": settings.cleanup,
+            "settle": settings.settle,
+            "flips": list(settings.flips),
             "models": len(self.runs),
             "spacing_mm": list(spacing) if volume else None,
             "voxels": counts,
@@ -297,6 +335,11 @@ class Predictor:
             elif share > LARGE_SHARE:
                 sentences.append(f"{name}: fills {share:.0%} of the scan")
         return sentences
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON knows it."""
+    return value if math.isfinite(value) else None
 
 
 def _checked(defaults: PredictionConfig, given: Mapping[str, Any]) -> PredictionConfig:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
-    "model", "checkpoint", "noise", "fusion", "ensemble", "morphology", "inference",
+    "model", "checkpoint", "noise", "fusion", "draws", "windows", "ensemble", "morphology", "inference",
     "batch", "pairing",
     "metrics", "statistics", "summary", "figures", "report", "evaluation", "training_log", "resume",
     "training", "describe", "progress", "demo", "cli",

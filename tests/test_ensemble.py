@@ -172,7 +172,7 @@ def test_each_window_is_encoded_once():
 
 def test_memory_is_flat_in_the_number_of_draws():
     """One bit per voxel, structure and draw; everything else is bounded by window and batch."""
-    shape, patch = (256, 8, 8), (32, 8, 8)
+    shape, patch = (256, 24, 24), (16, 24, 24)
     image = image_of(*shape)
 
     def peak(draws: int) -> int:

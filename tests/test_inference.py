@@ -135,7 +135,7 @@ def test_the_output_lies_on_the_inputs_grid(tmp_path: Path):
     assert answer.mask.shape == (1, *SHAPE)
     assert answer.mask.dtype == torch.int16
     assert answer.probability.shape == (3, *SHAPE)
-    assert answer.doubt.shape == (2, *SHAPE)
+    assert answer.doubt.shape == (4, *SHAPE)
     for values in (answer.mask, answer.probability, answer.doubt):
         np.testing.assert_allclose(np.asarray(values.affine), phantom.affine, atol=1e-5)
     assert 0 <= float(answer.probability.min()) <= float(answer.probability.max()) <= 1 + 1e-6

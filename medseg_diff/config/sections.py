@@ -279,6 +279,18 @@ class PredictionConfig(Section):
         None, gt=0, le=1, description="percentile of Imagen's dynamic threshold"
     )
     fuse: FuseName = "mean"
+    settle: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop drawing when further draws are expected to change less than this share "
+        "of the mask; draws is then the most",
+    )
+    flips: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
+        (),
+        description="axes of the plan's grid to mirror at test time; every combination is a "
+        "further member of the ensemble",
+    )
     cleanup: Literal["none", "morphology", "largest"] = Field(
         "none", description="clean-up of the mask by shape, after fusion"
     )

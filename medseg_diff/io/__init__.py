@@ -13,6 +13,7 @@ from medseg_diff.io.images import (
     read_label,
     read_spacing,
     require_volume,
+    write_draws,
     write_label,
     write_map,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "require_same_grid",
     "require_volume",
     "safe_stem",
+    "write_draws",
     "write_label",
     "write_map",
 ]

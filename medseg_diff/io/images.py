@@ -133,6 +133,22 @@ def write_map(path: str | Path, values: ArrayLike, like: MetaTensor) -> None:
         nifti.write_nifti(path, maps, NiftiGrid.from_meta(like.meta["header"]))
 
 
+def write_draws(path: str | Path, draws: ArrayLike, like: MetaTensor, *, n_classes: int) -> None:
+    """Write the label maps of N draws (N, *S) into one file: 4-D NIfTI, or pages of a TIFF.
+
+    Compressed, and typed as `write_label` does. A single draw of a NIfTI is a 3-D file.
+
+    Raises:
+        InputError: if the file cannot be written.
+        ValueError: if ``draws`` has another shape or place than ``like``, or is not whole.
+    """
+    values = whole_numbers(_array(draws, like), np.uint8 if n_classes <= 255 else np.uint16)
+    if like.meta["kind"] == "raster":
+        raster.write_tiff(path, values)
+    else:
+        nifti.write_nifti(path, values, NiftiGrid.from_meta(like.meta["header"]))
+
+
 def label_suffix(like: MetaTensor) -> str:
     """Suffix of label maps written for an image."""
     return ".png" if like.meta["kind"] == "raster" else ".nii.gz"

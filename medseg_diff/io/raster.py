@@ -298,7 +298,7 @@ def write_png(path: str | Path, pixels: Pixels) -> None:
 
 
 def write_tiff(path: str | Path, values: Pixels) -> None:
-    """Write (P, H, W) as float32 pages of a TIFF, atomically.
+    """Write (P, H, W) as pages of a TIFF, atomically: uint8 and uint16 as they are, else float32.
 
     Raises:
         InputError: if the file cannot be written or has another suffix.
@@ -306,7 +306,8 @@ def write_tiff(path: str | Path, values: Pixels) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise InputError("not a name for a TIFF", file=path, expected=".tif")
-    data = np.ascontiguousarray(values, np.float32)
+    whole = values.dtype in (np.uint8, np.uint16)
+    data = np.ascontiguousarray(values, values.dtype if whole else np.float32)
     with atomic_file(path) as stream:
         tifffile.imwrite(
             stream, data[0] if len(data) == 1 else data, photometric="minisblack",

@@ -8,6 +8,7 @@ from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.build import build_model
 from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.latent import LatentModel
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "SegmentationModel",
     "UNetModel",
     "build_model",
+    "with_flips",
 ]

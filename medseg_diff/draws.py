@@ -1,0 +1,137 @@
+"""The draws of one case: their masks at one bit a voxel, and what can be said of them all.
+
+Legend: N draws, K classes or regions, *S spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from medseg_diff.fusion import PairwiseDice
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DrawMasks:
+    """Masks of N draws, packed.
+
+    Attributes:
+        parts: Arrays (structures, *S, bytes), draws along the bits of the last axis.
+        counts: Draws in each part.
+    """
+
+    parts: tuple[NDArray[np.uint8], ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
+        """Each draw's mask, (structures, *S)."""
+        for part, count in zip(self.parts, self.counts, strict=True):
+            for draw in range(count):
+                byte, bit = divmod(draw, 8)
+                yield (part[..., byte] >> (7 - bit) & 1).astype(bool)
+
+    def slabs(self) -> Iterator[NDArray[np.bool_]]:
+        """All draws of one slice along the first axis at a time, (structures, *S[1:], N)."""
+        for index in range(self.parts[0].shape[1]):
+            bits = [
+                np.unpackbits(part[:, index], axis=-1, count=count)
+                for part, count in zip(self.parts, self.counts, strict=True)
+            ]
+            yield np.concatenate(bits, axis=-1).astype(bool)
+
+    def voxels(self) -> NDArray[np.int64]:
+        """Size of each draw's structures, (structures, N)."""
+        structures = self.parts[0].shape[0]
+        sums = [slab.reshape(structures, -1, len(self)).sum(1) for slab in self.slabs()]
+        total: NDArray[np.int64] = np.sum(sums, axis=0, dtype=np.int64)
+        return total
+
+    def pairwise_dice(self) -> list[float]:
+        """Mean Dice between pairs of draws, per structure; nan for one draw."""
+        structures = self.parts[0].shape[0]
+        spread = PairwiseDice(len(self), structures)
+        for slab in self.slabs():
+            spread.add(slab.reshape(structures, -1, len(self)))
+        return spread.mean()
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The ensemble's answer on the model grid.
+
+    Attributes:
+        probability: The fusion rule's, (K, *S); the mean over draws unless asked otherwise.
+        variance: Variance between draws, averaged over K, (*S).
+        entropy: Mean entropy of the single draws in [0, 1], (*S): what each draw doubts by itself.
+        masks: Every draw's own mask.
+        network_calls: Forward passes of each network: ``{"context": n, "denoiser": n}``, counted
+            per window and draw, however they were batched.
+    """
+
+    probability: Array
+    variance: Array
+    entropy: Array
+    masks: DrawMasks
+    network_calls: dict[str, int]
+
+    @cached_property
+    def pairwise_dice(self) -> list[float]:
+        """Mean Dice between pairs of draws, per foreground structure; nan for one."""
+        return self.masks.pairwise_dice()
+
+    def joined(self, later: Fused) -> Fused:
+        """The answer of these draws and of later ones of the same models.
+
+        Means weigh by draws; the variance is Chan's for two samples (1979), voxel by voxel.
+        """
+        ours, theirs = len(self.masks), len(later.masks)
+        share = np.float32(theirs / (ours + theirs))
+        apart = (later.probability - self.probability) ** 2
+        between = share * (1 - share) * apart.mean(0)
+        return replace(
+            self,
+            probability=self.probability + share * (later.probability - self.probability),
+            variance=self.variance + share * (later.variance - self.variance) + between,
+            entropy=self.entropy + share * (later.entropy - self.entropy),
+            masks=DrawMasks(
+                (*self.masks.parts, *later.masks.parts), (*self.masks.counts, *later.masks.counts)
+            ),
+            network_calls={k: n + later.network_calls[k] for k, n in self.network_calls.items()},
+        )
+
+
+def expected_change(fused: Fused, *, exclusive: bool) -> float:
+    """Voxels of the mask that endless further draws are expected to change, by the mask's size.
+
+    The mean over N draws is taken to be normal about its limit, so a voxel changes sides with
+    probability Phi(-m / s), where m is its margin (between the two likeliest classes, or of the
+    region nearest to 1/2) and s the margin's standard error. Only the variance summed over
+    channels is kept, so s is an upper bound (exact for two classes), and so is the answer.
+
+    Returns:
+        At least 0; infinite for fewer than two draws.
+    """
+    draws, p = len(fused.masks), fused.probability
+    if draws < 2:
+        return float("inf")
+    total = fused.variance * len(p) / (draws - 1)
+    if exclusive:
+        second, first = np.partition(p, len(p) - 2, axis=0)[-2:]
+        margin, error = first - second, np.sqrt(2 * total)
+        size = int((p.argmax(0) != 0).sum())
+    else:
+        margin, error = np.abs(p - 0.5).min(0), np.sqrt(total)
+        size = int((p > 0.5).any(0).sum())
+    moving = error > 1e-6
+    changed = float(ndtr(-margin[moving].astype(np.float64) / error[moving]).sum())
+    return changed / max(size, 1)
