@@ -42,6 +42,11 @@ class DataConfig(Section):
     folds: int = Field(5, ge=2)
     foreground_crops: float = Field(0.5, ge=0, le=1, description="share of crops on a structure")
     limit: int | None = Field(None, ge=1, description="train on the first N cases only")
+    annotators: Literal["random", "all", "first"] = Field(
+        "random",
+        description="of cases with several masks: one drawn at random in each epoch, every one "
+        "in each epoch, or the first alone",
+    )
 
 
 class TaskConfig(Section):

@@ -85,6 +85,10 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         self.dims: int = plan.spatial_dims
         self.patch = tuple(plan.patch_size)
         self.state_channels = state_channels
+        # With all annotators an epoch visits every mask; otherwise every case.
+        every = config.data.annotators == "all"
+        counts = [len(c["references"]) for c in cases.data] if every else [1] * len(cases)
+        self.masks = [(index, rater) for index, n in enumerate(counts) for rater in range(n)]
         training = config.training
         self.augment = augmentation(self.patch, training.mirror_axes) if training.augment else None
         # Room for rotation and scaling without reaching past the crop. The same on both sides: a
@@ -100,16 +104,25 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
 
     def case_of(self, number: int) -> tuple[int, int]:
         """Case index and epoch of a sample number: each epoch is a seeded permutation."""
-        epoch, position = divmod(number, len(self.cases))
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.cases))
-        return int(order[position]), epoch
+        index, _, epoch = self._mask_of(number)
+        return index, epoch
+
+    def _mask_of(self, number: int) -> tuple[int, int, int]:
+        """Case index, annotator (where all of them take part) and epoch of a sample number."""
+        epoch, position = divmod(number, len(self.masks))
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.masks))
+        return (*self.masks[int(order[position])], epoch)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,)."""
-        index, epoch = self.case_of(number)
+        index, rater, epoch = self._mask_of(number)
         case = self.cases[index]
-        rng = np.random.default_rng([self.config.seed, 1, index, epoch])
-        rater = int(rng.integers(len(case["label"])))
+        # The first annotator's samples keep the randomness that a case of one mask has.
+        which = [index, epoch] if rater == 0 else [index, epoch, rater]
+        rng = np.random.default_rng([self.config.seed, 1, *which])
+        drawn = int(rng.integers(len(case["label"])))
+        if self.config.data.annotators == "random":
+            rater = drawn
         centre = self._centre(case, rng)
         image = crop(case["image"], centre, self.crop_size)
         label = crop(case["label"][rater : rater + 1], centre, self.crop_size)

@@ -260,15 +260,15 @@ class Preprocess(MapTransform):
         if "label" in data:
             label = np.asarray(self.place_label(data["label"]), dtype=np.int16)
             result["label"] = label
-            result["foreground"] = foreground_voxels(label[0], self.task)
+            result["foreground"] = foreground_voxels(label, self.task)
         return result
 
 
 def foreground_voxels(label: NDArray[np.int16], task: TaskConfig) -> list[NDArray[np.int64]]:
-    """For each structure present, up to 2000 of its voxels, evenly strided, (N, 3)."""
+    """For each structure that any of R masks (R, *S) holds, up to 2000 of its voxels, (N, 3)."""
     found = []
     for values in task.structures.values():
-        voxels = np.argwhere(np.isin(label, values))
+        voxels = np.argwhere(np.isin(label, values).any(0))
         if len(voxels):
             found.append(voxels[:: max(1, len(voxels) // FOREGROUND_VOXELS)][:FOREGROUND_VOXELS])
     return found
