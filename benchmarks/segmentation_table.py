@@ -4,7 +4,9 @@
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
 
 ``--as-configured`` scores each run once, with the draws, steps and sampler of its own YAML: the
-table over recipes. ``--samplers`` with ``--steps`` compares samplers on one run.
+table over recipes; ``--most-steps N`` scores slow recipes at N steps, counts network calls and
+GFLOPs of one case at the configured steps, and extrapolates the seconds by the calls (marked ~).
+``--samplers`` with ``--steps`` compares samplers on one run.
 
 Each row runs in a process of its own (its peak memory is that process's) and is appended to
 rows.csv when it is done; a row that is already there is not run again. The last step prints the
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
     parser.add_argument("--samplers", nargs="+", help="default: each run's own")
     parser.add_argument("--as-configured", action="store_true")
+    parser.add_argument("--most-steps", type=int, default=10**6, help="with --as-configured")
     parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -87,7 +90,7 @@ def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
     if config.model.kind == "unet":
         return [Settings(1, 1, own.sampler)]
     if given.as_configured:
-        return [Settings(own.steps, own.draws, own.sampler)]
+        return [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]
     samplers = given.samplers or [own.sampler]
     return [Settings(s, d, name) for name in samplers for d in given.draws for s in given.steps]
 
@@ -116,9 +119,12 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     predictor = load(run, "cpu")
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     asked = settings._asdict()
+    whole = dict(asked)
+    if given.as_configured and predictor.runs[0].model.stochastic:
+        whole["steps"] = predictor.defaults.steps
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
     with FlopCounterMode(display=False) as counter:
-        first = predictor.predict(cases[0].channels, case="first", **asked)
+        first = predictor.predict(cases[0].channels, case="first", **whole)
     name = settings.folder(run.name)
     began = time.perf_counter()
     predict_many(predictor, cases, given.out / "predictions" / name, **asked)
@@ -126,14 +132,19 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     scored = listed.with_cases(test)
     folder = given.out / "evaluations" / name
     result = evaluate_part(given.out / "predictions" / name, scored, folder, part=given.part)
+    record = json.loads(
+        (given.out / "predictions" / name / f"{cases[0].name}.json").read_text(encoding="utf-8")
+    )
+    calls, made = (sum(r["network_calls"].values()) for r in (first.record, record))
     spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
     return {
         "run": run.name,
         **asked,
         "parameters": predictor.runs[0].card["parameters"],
-        "network_calls": sum(first.record["network_calls"].values()),
+        "steps_configured": whole["steps"],
+        "network_calls": calls,
         "gflops": counter.get_total_flops() / 1e9,
-        "seconds": seconds,
+        "seconds": seconds * calls / made,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "pairwise_dice": sum(spread) / len(spread) if spread else math.nan,
         "cases": len(test),
@@ -174,7 +185,10 @@ def show(out: Path) -> None:
     for index, row in rows.iterrows():
         mean = summarise(scores[index].to_numpy())
         line = {"run": row["run"], "sampler": row["sampler"]}
-        line |= {"steps": row["steps"], "draws": row["draws"]}
+        configured = row.get("steps_configured", math.nan)
+        cut = not math.isnan(configured) and configured != row["steps"]
+        shown = f"{row['steps']} of {configured:.0f}" if cut else row["steps"]
+        line |= {"steps": shown, "draws": row["draws"]}
         line["Dice [95 % CI]"] = f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
         for column in [c for c in rows if str(c).startswith("dice ")]:
             line[column.removeprefix("dice ")] = f"{row[column]:.4f}"
@@ -194,7 +208,7 @@ def show(out: Path) -> None:
         line["Dice between draws"] = "-" if math.isnan(spread) else f"{spread:.4f}"
         line["M parameters"] = f"{row['parameters'] / 1e6:.2f}"
         line |= {"calls": row["network_calls"], "GFLOPs": f"{row['gflops']:.1f}"}
-        line |= {"s": f"{row['seconds']:.2f}", "GB": f"{row['peak_gb']:.2f}"}
+        line |= {"s": f"{'~' * cut}{row['seconds']:.2f}", "GB": f"{row['peak_gb']:.2f}"}
         lines.append(line)
     text = "\n".join([*markdown(lines), "", *(f"- {s}" for s in sentences)])
     (out / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from medseg_diff import metrics, statistics
+
+
+class Heading(NamedTuple):
+    """How a metric is shown: its name with unit, digits, which way is better, and the unit."""
+
+    text: str
+    digits: int
+    higher_is_better: bool
+    unit: str
+
+
+HEADINGS = {
+    "dice": Heading("Dice", 3, True, ""),
+    "nsd": Heading("NSD", 3, True, ""),
+    "hd95_mm": Heading("HD95 (mm)", 2, False, " mm"),
+    "assd_mm": Heading("ASSD (mm)", 2, False, " mm"),
+    "volume_difference_ml": Heading("Volume difference (ml)", 2, True, " ml"),
+}
 
 
 def summarise_table(

@@ -113,7 +113,7 @@ def test_summary_counts_and_averages(folders):
 
 
 @pytest.mark.usefixtures("quick")
-def test_both_empty_and_false_positives_are_counted_apart(folders):
+def test_F78_both_empty_and_false_positives_are_counted_apart(folders):
     pred, ref, out = folders
     nothing = np.zeros(SHAPE, np.uint8)
     write(ref / "a.nii.gz", nothing)  # predicted, so false positives

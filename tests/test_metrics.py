@@ -175,7 +175,7 @@ def test_invariants(seed):
     assert score.assd_mm <= metrics.image_diagonal_mm((6, 7, 8), spacing)
 
 
-def test_empty_masks_follow_the_table():
+def test_F77_F78_empty_masks_follow_the_table():
     some, empty = np.zeros((10, 20, 30), bool), np.zeros((10, 20, 30), bool)
     some[4:6, 4:6, 4:6] = True
     spacing = (1.0, 0.5, 2.0)

@@ -152,7 +152,7 @@ def test_verify_finds_the_changed_file(folder: Path) -> None:
         load_caselist(folder, verify=True)
 
 
-def test_hashing_finds_one_image_in_two_parts(folder: Path) -> None:
+def test_F76_hashing_finds_one_image_in_two_parts(folder: Path) -> None:
     (folder / "images/d_T1.nii.gz").write_text("images/a_T1.nii.gz")
     with pytest.raises(InputError, match=r"one image in more than one part.*a = d"):
         hash_files(load_caselist(folder))
@@ -169,7 +169,7 @@ def test_one_path_in_two_parts_needs_no_hash(content: Content) -> None:
     assert "more than one part" in str(refusal(content))
 
 
-def test_patient_in_two_parts(content: Content) -> None:
+def test_F76_patient_in_two_parts(content: Content) -> None:
     content["cases"][3]["patient"] = "p-a"
     text = str(refusal(content))
     assert "patients in more than one part" in text
@@ -179,12 +179,12 @@ def test_patient_in_two_parts(content: Content) -> None:
     assert len(build_caselist(content).part("train")) == 2
 
 
-def test_duplicate_ids_are_all_listed(content: Content) -> None:
+def test_F75_duplicate_ids_are_all_listed(content: Content) -> None:
     content["cases"] += [entry("a", "train"), entry("b", "train"), entry("e", "train")]
     assert refusal(content).found == "a, b"
 
 
-def test_cases_without_image_or_reference_are_all_listed(content: Content) -> None:
+def test_F75_cases_without_image_or_reference_are_all_listed(content: Content) -> None:
     lacking = copy.deepcopy(content)
     for case in lacking["cases"]:
         case["references"] = []

@@ -140,7 +140,7 @@ def test_nnunet_without_description_and_without_test_masks(nnunet: Path) -> None
     assert caselist.structures == {"a": [1], "b": [2], "c": [3]}
 
 
-def test_nnunet_lists_everything_unpaired(nnunet: Path, tmp_path: Path) -> None:
+def test_F75_nnunet_lists_everything_unpaired(nnunet: Path, tmp_path: Path) -> None:
     (nnunet / "labelsTr/p0_v0.nii.gz").unlink()
     (nnunet / "labelsTr/p1_v2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"images without a mask \(found p0_v0, p1_v2\)"):
