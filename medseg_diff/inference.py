@@ -22,6 +22,7 @@ from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import (
     load_image,
+    network_input,
     normalise,
     spacing_of,
     to_model_grid,
@@ -237,8 +238,9 @@ class Predictor:
             settings.fuse,
             settings.settle,
         )
-        image = normalise(values, self.plan.normalisation or ())
-        members = [m for run in self.runs for m in with_flips(run.model, settings.flips)]
+        image = network_input(normalise(values, self.plan.normalisation or ()), self.plan)
+        places = (self.plan.spatial_dims or 0) if self.plan.coordinates else 0
+        members = [m for run in self.runs for m in with_flips(run.model, settings.flips, places)]
         return infer(members, image, self.patch, request)
 
     def _nothing(self, fused: Fused) -> Fused:

@@ -30,6 +30,7 @@ from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.records import Batch
+from medseg_diff.data.transforms import network_input
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.metrics import dice
@@ -337,7 +338,8 @@ def validation_dice(
     model.eval()
     for case in cases:
         request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
-        fused = infer([model], case["image"], patch, request)
+        image = network_input(case["image"], config.plan)
+        fused = infer([model], image, patch, request)
         labels = model.codec.decode(torch.from_numpy(fused.probability)[None])[0, 0].numpy()
         for members in task_of(config).structures.values():
             truth, found = np.isin(case["label"][0], members), np.isin(labels, members)

@@ -13,6 +13,8 @@ import torch
 
 from medseg_diff.batch import write_answer
 from medseg_diff.codecs import OneHotCodec
+from medseg_diff.config import PlanConfig
+from medseg_diff.data.transforms import network_input
 from medseg_diff.draws import DrawMasks, Fused, expected_change
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import UsageError
@@ -128,6 +130,14 @@ def test_mirrored_members_answer_in_place():
     alone = infer([model], image, (4, 5, 6), request(draws=1))
     np.testing.assert_allclose(answers.probability, alone.probability, atol=1e-6)
     assert len(answers.masks) == 4
+
+
+def test_coordinates_of_a_mirrored_scan_still_run_upwards():
+    plan = PlanConfig(spatial_dims=3, coordinates=True)
+    image = torch.from_numpy(network_input(image_of(3, 4, 5), plan))[None]
+    mirrored = Flipped(Threshold(TWO), (0, 2), 3).context(image).image
+    torch.testing.assert_close(mirrored[:, 1:], image[:, 1:])
+    torch.testing.assert_close(mirrored[:, :1], image[:, :1].flip((2, 4)))
 
 
 def test_a_model_that_is_not_symmetric_gains_members():

@@ -84,6 +84,11 @@ class PlanConfig(Section):
     spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, ...] | None = Field(None, min_length=2, max_length=3)
     normalisation: tuple[Normalisation, ...] | None = None
+    coordinates: bool = Field(
+        False,
+        description="further input channels: each voxel's place in the scan, -1 to 1 along every "
+        "axis (CoordConv, arXiv 1807.03247), for structures known by where they lie",
+    )
     memory_gb: float | None = Field(
         None, gt=0, description="memory that one training step may take; half of what is free"
     )
@@ -330,6 +335,14 @@ class Config(Section):
                 "model.learned_variance: true"
             )
         return self
+
+    @property
+    def input_planes(self) -> int:
+        """Channels of the network's image input, coordinates included."""
+        if self.task is None or self.plan.spatial_dims is None:
+            raise ValueError("the configuration is not complete: task and plan come from the data")
+        places = self.plan.spatial_dims if self.plan.coordinates else 0
+        return self.task.image_planes + places
 
     def to_yaml(self) -> str:
         """YAML text that :func:`parse_config` turns back into an equal configuration."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medseg_diff.config import Config, PlanConfig, TaskConfig
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
-from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation
+from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation, network_input
 from medseg_diff.errors import InputError
 
 Preprocessed = dict[str, Any]
@@ -134,6 +134,8 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
                 {"image": torch.from_numpy(image), "label": torch.from_numpy(label).float()}
             )
             image, label = np.asarray(sample["image"]), np.asarray(sample["label"])
+        start = [int(c) - n // 2 for c, n in zip(centre, self.patch, strict=False)]
+        image = network_input(image, self.config.plan, start, case["image"].shape[1:])
         noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),

@@ -169,6 +169,35 @@ def normalise(image: NDArray[np.float32], specs: Sequence[Normalisation]) -> NDA
     return np.stack([_normalise_channel(c, s) for c, s in zip(image, specs, strict=True)])
 
 
+def network_input(
+    image: NDArray[np.float32],
+    plan: PlanConfig,
+    start: Sequence[int] = (0, 0, 0),
+    shape: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """A normalised image or a piece of it (C, *S), with its coordinates where the plan has them.
+
+    Args:
+        image: Piece of a scan on the model grid; three spatial axes, or two for a 2-D patch.
+        plan: Says whether there are coordinates.
+        start: Voxel of the scan at which the piece begins; may be negative.
+        shape: The scan's voxels; None if the piece is the whole scan.
+
+    Returns:
+        (C + D, *S): the last D channels run from -1 to 1 over the scan along its first D axes.
+    """
+    if not plan.coordinates or plan.spatial_dims is None:
+        return image
+    size = image.shape[1:]
+    whole = size if shape is None else shape
+    places = [
+        ((np.arange(size[axis]) + start[axis] + 0.5) / whole[axis] * 2 - 1).astype(np.float32)
+        for axis in range(plan.spatial_dims)
+    ]
+    grids = np.meshgrid(*places, *(np.zeros(n) for n in size[plan.spatial_dims :]), indexing="ij")
+    return np.concatenate([image, np.stack(grids[: plan.spatial_dims]).astype(np.float32)])
+
+
 def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDArray[np.float32]:
     values = values.astype(np.float64)
     if spec.clip is not None:

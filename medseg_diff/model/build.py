@@ -32,7 +32,7 @@ def build_model(config: Config) -> SegmentationModel:
     """Untrained model of a complete configuration (``task`` and ``plan`` filled in)."""
     if config.task is None or config.plan.spatial_dims is None:
         raise ValueError("the configuration is not complete: task and plan come from the data")
-    dims, planes, model = config.plan.spatial_dims, config.task.image_planes, config.model
+    dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
     codec = build_codec(config.task)
     if model.kind == "unet":
         network = UNet(dims, planes, codec.channels, model.features)

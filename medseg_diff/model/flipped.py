@@ -22,12 +22,15 @@ class Flipped(SegmentationModel):
     Args:
         model: Who answers.
         axes: Spatial axes to mirror, from 0.
+        coordinates: Last channels of the image that say where a voxel lies, one per axis: what
+            is mirrored lies on the other side.
     """
 
-    def __init__(self, model: SegmentationModel, axes: Sequence[int]) -> None:
+    def __init__(self, model: SegmentationModel, axes: Sequence[int], coordinates: int = 0) -> None:
         super().__init__()
         self.model, self.codec, self.stochastic = model, model.codec, model.stochastic
         self.axes = [axis + 2 for axis in axes]
+        self.turned = [axis - coordinates for axis in axes if axis < coordinates]
 
     def loss(self, batch: Batch) -> Loss:
         """The model's own: mirroring is for prediction."""
@@ -35,7 +38,10 @@ class Flipped(SegmentationModel):
 
     def context(self, image: Tensor) -> Context:
         """Encode the mirrored windows (B, C, *S)."""
-        return self.model.context(image.flip(self.axes))
+        mirrored = image.flip(self.axes)
+        for channel in self.turned:
+            mirrored[:, channel] *= -1
+        return self.model.context(mirrored)
 
     def trajectory(
         self,
@@ -56,7 +62,9 @@ class Flipped(SegmentationModel):
         return lambda clean: decode(clean).flip(self.axes)
 
 
-def with_flips(model: SegmentationModel, axes: Sequence[int]) -> list[SegmentationModel]:
+def with_flips(
+    model: SegmentationModel, axes: Sequence[int], coordinates: int = 0
+) -> list[SegmentationModel]:
     """The model, and one mirrored member for every combination of axes: 2^n in all."""
     chosen = [c for n in range(1, len(axes) + 1) for c in combinations(sorted(set(axes)), n)]
-    return [model, *(Flipped(model, combination) for combination in chosen)]
+    return [model, *(Flipped(model, combination, coordinates) for combination in chosen)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from medseg_diff.config import Normalisation
+from medseg_diff.config import Normalisation, PlanConfig
 from medseg_diff.data.dataset import StepSampler, crop
-from medseg_diff.data.transforms import augmentation, normalise
+from medseg_diff.data.transforms import augmentation, network_input, normalise
 from medseg_diff.errors import InputError
 
 
@@ -124,3 +124,52 @@ def test_image_and_label_of_a_training_sample_lie_on_each_other(patch: list[int]
         np.testing.assert_allclose(image, mask, atol=1e-3)
         seen += bool(mask.any() and not mask.all())
     assert seen >= 3
+
+
+def test_coordinates_run_over_the_scan() -> None:
+    """Windows of a scan carry the scan's own coordinates; a 2-D patch has two."""
+    plan = PlanConfig(spatial_dims=3, coordinates=True)
+    image = np.zeros((2, 4, 5, 6), np.float32)
+    whole = network_input(image, plan)
+    assert whole.shape == (5, 4, 5, 6)
+    np.testing.assert_allclose(whole[2, :, 0, 0], [-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(whole[4, 1, 3], (np.arange(6) + 0.5) / 3 - 1, atol=1e-6)
+    piece = network_input(image[:, 1:3, 2:, 3:5], plan, (1, 2, 3), (4, 5, 6))
+    np.testing.assert_array_equal(piece, whole[:, 1:3, 2:, 3:5])
+    flat = PlanConfig(spatial_dims=2, coordinates=True)
+    slices = network_input(np.zeros((1, 4, 5, 3), np.float32), flat)
+    patch = network_input(np.zeros((1, 4, 5), np.float32), flat, (0, 0), (4, 5, 3))
+    assert patch.shape == (3, 4, 5)
+    np.testing.assert_array_equal(slices[..., 2], patch)
+    assert network_input(image, PlanConfig(spatial_dims=3)) is image
+
+
+def test_a_training_sample_knows_its_place() -> None:
+    from medseg_diff.config import parse_config
+    from medseg_diff.data.dataset import TrainingSet
+
+    label = np.zeros((1, 30, 40, 1), dtype=np.int16)
+    label[0, 21, 33] = 1
+    case = {"image": label.astype(np.float32), "label": label, "foreground": []}
+    config = parse_config(
+        {
+            "recipe": "unet",
+            "plan": {
+                "patch_size": [24, 32],
+                "spatial_dims": 2,
+                "batch_size": 1,
+                "coordinates": True,
+            },
+            "training": {"steps": 6, "augment": False},
+        }
+    )
+    training_set = TrainingSet([case], config, 2)  # type: ignore[arg-type]
+    seen = 0
+    for number in range(6):
+        item = training_set[number]
+        assert item["image"].shape == (3, 24, 32)
+        for place in np.argwhere(item["label"][0].numpy()):
+            row, column = item["image"][1:, place[0], place[1]].tolist()
+            assert (row, column) == pytest.approx((21.5 / 15 - 1, 33.5 / 20 - 1), abs=1e-6)
+            seen += 1
+    assert seen
