@@ -1,0 +1,26 @@
+"""Pictures for the report: charts, one case's masks on its image, and its slices one by one."""
+
+from medseg_diff.figures.charts import (
+    COLOURS,
+    box_plots,
+    forest_plot,
+    reliability_diagram,
+    risk_coverage_curve,
+)
+from medseg_diff.figures.overlays import case_figure
+from medseg_diff.figures.slices import SliceStack, SliceView, slice_stack
+from medseg_diff.figures.views import CaseView, viewing_axes
+
+__all__ = [
+    "COLOURS",
+    "CaseView",
+    "SliceStack",
+    "SliceView",
+    "box_plots",
+    "case_figure",
+    "forest_plot",
+    "reliability_diagram",
+    "risk_coverage_curve",
+    "slice_stack",
+    "viewing_axes",
+]
