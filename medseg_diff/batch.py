@@ -5,23 +5,26 @@ Every case leaves a JSON, whatever became of it; its files appear whole or not a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from medseg_diff import io
+from medseg_diff import __version__, io
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.files import atomic_text, file_sha256
+from medseg_diff.files import atomic_text, content_sha256, file_sha256
 from medseg_diff.inference import Answer, Predictor
+from medseg_diff.manifest import DONE, FAILED, Entry, Manifest, canonical
 
-DONE, NOTHING_DONE, SOME_FAILED = 0, 1, 8
+ALL_DONE, NOTHING_DONE, SOME_FAILED = 0, 1, 8
 
 
 @dataclass(frozen=True)
@@ -103,33 +106,118 @@ def predict_many(
     cases: Sequence[Case],
     out: str | Path,
     *,
+    go_on: bool = False,
     report: Callable[[int, Outcome], None] | None = None,
     **settings: Any,
 ) -> int:
     """Predict cases one by one into a folder; see ``docs/architecture.md`` for what it holds.
 
+    What is done stands in the folder's manifest. With ``go_on`` a case is passed over if the
+    manifest says that it was made from the same input, model and parameters, and its files are
+    those that were written; several processes may then share one folder.
+
     Args:
         predictor: Loaded model.
         cases: From :func:`find_cases`.
         out: Folder; made if missing; must not hold the inputs.
+        go_on: Trust the manifest of an earlier run and of other processes.
         report: Called after each case with its index and outcome.
         settings: Passed to :meth:`Predictor.predict`.
 
     Returns:
         Exit code: 0 done, 1 every case failed, 8 some failed.
+
+    Raises:
+        InputError: if another process is at work in the folder and ``go_on`` is False.
     """
     folder = check_output(Path(out), cases)
-    outcomes = []
-    for index, case in enumerate(cases):
-        outcomes.append(_predict_one(predictor, case, folder, settings))
-        if report is not None:
-            report(index, outcomes[-1])
-    table = volumes_table([o.record for o in outcomes if o.error is None])
+    manifest = Manifest(folder)
+    try:
+        manifest.enroll([case.name for case in cases], afresh=not go_on)
+        with ThreadPoolExecutor(1) as reader:
+            _work_through(predictor, cases, folder, manifest, reader, report, settings)
+        known = [manifest.entry(case.name) for case in cases]
+    finally:
+        manifest.close()
+    records = [_stored_record(folder, e.name) for e in known if e.status == DONE]
+    table = volumes_table([record for record in records if record is not None])
     atomic_text(folder / "volumes.csv", table.to_csv(index=False))
-    failed = sum(o.error is not None for o in outcomes)
+    failed = sum(entry.status == FAILED for entry in known)
     if not failed:
-        return DONE
-    return NOTHING_DONE if failed == len(outcomes) else SOME_FAILED
+        return ALL_DONE
+    return NOTHING_DONE if failed == len(known) else SOME_FAILED
+
+
+def _work_through(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    folder: Path,
+    manifest: Manifest,
+    reader: ThreadPoolExecutor,
+    report: Callable[[int, Outcome], None] | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Predict every case that this process can claim and that is not done."""
+    keys = [reader.submit(_made_from, predictor, case, settings) for case in cases[:1]]
+    for index, case in enumerate(cases):
+        # The next scan is read (and so is in the system's cache) while this one is computed.
+        if index + 1 < len(cases):
+            keys.append(reader.submit(_made_from, predictor, cases[index + 1], settings))
+        made_from = keys[index].result()
+        if _is_done(manifest.entry(case.name), made_from, folder) or not manifest.claim(case.name):
+            continue
+        try:
+            outcome = _predict_one(predictor, case, folder, settings)
+        except BaseException:
+            manifest.release(case.name)
+            raise
+        record = folder / f"{case.name}.json"
+        manifest.finish(case.name, made_from, file_sha256(record), outcome.error)
+        if report is not None:
+            report(index, outcome)
+
+
+def _made_from(predictor: Predictor, case: Case, settings: Mapping[str, Any]) -> str:
+    """Hash of all that a case's result depends on; a file that cannot be read has no hash."""
+    inputs: dict[str, str | None] = {}
+    for channel, path in case.channels.items():
+        try:
+            inputs[channel] = content_sha256(path)
+        except OSError:
+            inputs[channel] = None
+    given = {key: value for key, value in settings.items() if key != "batch_size"}
+    content = {
+        "inputs": inputs,
+        "models": [run.card["sha256"] for run in predictor.runs],
+        "defaults": predictor.defaults.model_dump(mode="json"),
+        "settings": given,
+        "version": __version__,
+    }
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def _is_done(entry: Entry, made_from: str, folder: Path) -> bool:
+    """Whether a case's files are there, whole, and made from the same."""
+    if entry.status != DONE or entry.made_from != made_from:
+        return False
+    file = folder / f"{entry.name}.json"
+    if not file.is_file() or file_sha256(file) != entry.record_sha256:
+        return False
+    record = _stored_record(folder, entry.name) or {}
+    written = record.get("hashes", {}).get("written", {})
+    return bool(written) and all(
+        (folder / name).is_file() and file_sha256(folder / name) == digest
+        for name, digest in written.items()
+    )
+
+
+def _stored_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """A case's JSON, or None if it is not there or not whole."""
+    try:
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def check_output(out: Path, cases: Sequence[Case]) -> Path:
@@ -182,13 +270,16 @@ def write_answer(answer: Answer, out: Path, name: str) -> None:
     """Write mask, probability, doubt and, last, the JSON that vouches for them."""
     labels, maps = io.label_suffix(answer.mask), io.map_suffix(answer.mask)
     classes = max(answer.record["labels"].values()) + 1
-    io.write_label(out / f"{name}{labels}", answer.mask, answer.mask, n_classes=classes)
-    io.write_map(out / f"{name}_prob{maps}", answer.probability, answer.mask)
-    io.write_map(out / f"{name}_doubt{maps}", answer.doubt, answer.mask)
+    files = [f"{name}{labels}", f"{name}_prob{maps}", f"{name}_doubt{maps}"]
+    io.write_label(out / files[0], answer.mask, answer.mask, n_classes=classes)
+    io.write_map(out / files[1], answer.probability, answer.mask)
+    io.write_map(out / files[2], answer.doubt, answer.mask)
     if answer.draws is not None:
-        io.write_draws(out / f"{name}_draws{maps}", answer.draws, answer.mask, n_classes=classes)
-    written = {"mask": file_sha256(out / f"{name}{labels}")}
-    answer.record["hashes"] = {**answer.record["hashes"], **written}
+        files.append(f"{name}_draws{maps}")
+        io.write_draws(out / files[-1], answer.draws, answer.mask, n_classes=classes)
+    written = {file: file_sha256(out / file) for file in files}
+    hashes = {"mask": written[files[0]], "written": written}
+    answer.record["hashes"] = {**answer.record["hashes"], **hashes}
     atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
 
 

@@ -84,3 +84,11 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def content_sha256(path: Path) -> str:
+    """Hash of a file, or of all files of a folder whatever their names, in hex digits."""
+    if not path.is_dir():
+        return file_sha256(path)
+    digests = sorted(file_sha256(file) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

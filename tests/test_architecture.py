@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
-    "model", "checkpoint", "noise", "fusion", "draws", "windows", "ensemble", "morphology", "inference",
+    "model", "checkpoint", "noise", "fusion", "draws", "windows", "ensemble", "morphology", "inference", "manifest",
     "batch", "pairing",
-    "metrics", "statistics", "summary", "figures", "report", "evaluation", "training_log", "resume",
-    "training", "describe", "progress", "demo", "cli",
+    "metrics", "statistics", "summary", "figures", "film", "report", "comparison", "gallery",
+    "evaluation", "truth", "variance", "training_log", "resume", "training", "describe",
+    "progress", "demo", "cli_measure", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

@@ -114,7 +114,7 @@ def test_one_bad_file_does_not_stop_the_rest(tmp_path: Path, predictor):
     assert code == 8
     assert seen == [(0, "a", True), (1, "b", False), (2, "c", True)]
     names = {f"{n}{e}" for n in "ac" for e in (".nii.gz", "_prob.nii.gz", "_doubt.nii.gz", ".json")}
-    assert {p.name for p in out.iterdir()} == names | {"b.json", "volumes.csv"}
+    assert {p.name for p in out.iterdir()} == names | {"b.json", "volumes.csv", "manifest.sqlite"}
     failed = json.loads((out / "b.json").read_text())
     assert failed["status"] == "failed"
     assert failed["case"] == "b"
@@ -122,7 +122,7 @@ def test_one_bad_file_does_not_stop_the_rest(tmp_path: Path, predictor):
     assert "\n" not in failed["error"]
     good = json.loads((out / "a.json").read_text())
     assert good["status"] in ("ok", "warning")
-    assert set(good["hashes"]) == {"model", "input", "mask"}
+    assert set(good["hashes"]) == {"model", "input", "mask", "written"}
     table = pd.read_csv(out / "volumes.csv")
     assert list(table.columns) == ["case", "structure", "voxels", "volume_ml", "pairwise_dice"]
     assert sorted(set(table["case"])) == ["a", "c"]

@@ -51,6 +51,7 @@ def test_train_predict_evaluate(
         "ball_4_doubt.nii.gz",
         "ball_4_prob.nii.gz",
         "volumes.csv",
+        "manifest.sqlite",
     }
     record = json.loads((tmp_path / "p" / "ball_4.json").read_text())
     assert (record["draws"], record["steps"]) == (2, 1)

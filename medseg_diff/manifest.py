@@ -1,0 +1,211 @@
+"""The manifest of a batch: which cases are done, by whom, from what, with which result.
+
+One SQLite file in the output folder, ``manifest.sqlite``; one short transaction per change, so a
+kill at any moment leaves a case either waiting, claimed by a process that is gone (and then taken
+over), or done. What counts as done is what the manifest says and the files confirm, never the
+mere existence of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from medseg_diff.errors import InputError
+
+FILE_NAME = "manifest.sqlite"
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+# A claim of another computer counts as abandoned after this long: its processes cannot be seen.
+LEASE_SECONDS = 3600.0
+_TABLE = """
+CREATE TABLE IF NOT EXISTS cases (
+    name TEXT PRIMARY KEY,
+    status TEXT NOT NULL,
+    made_from TEXT,
+    record_sha256 TEXT,
+    owner TEXT,
+    claimed REAL,
+    finished REAL,
+    error TEXT
+)
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case as the manifest knows it.
+
+    Attributes:
+        name: The case.
+        status: ``"waiting"``, ``"running"``, ``"done"`` or ``"failed"``.
+        made_from: Hash of everything the result depends on: input, model, parameters.
+        record_sha256: Hash of the case's JSON, which vouches for its masks.
+        owner: Process that claimed it last.
+        claimed: When, in seconds since 1970.
+        error: Why it failed.
+    """
+
+    name: str
+    status: str
+    made_from: str | None
+    record_sha256: str | None
+    owner: str | None
+    claimed: float | None
+    error: str | None
+
+
+@cache
+def this_process() -> str:
+    """Computer, process number and its start: a number alone may be given to another process."""
+    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+
+
+class Manifest:
+    """Cases of one output folder, shared by any number of processes.
+
+    Args:
+        folder: The output folder.
+        lease: Seconds after which another computer's claim is void.
+        owner: Who claims; this process unless a test says otherwise.
+
+    Raises:
+        InputError: if the file is there and is no manifest.
+    """
+
+    def __init__(
+        self, folder: Path, *, lease: float = LEASE_SECONDS, owner: str | None = None
+    ) -> None:
+        self.file, self.lease = folder / FILE_NAME, lease
+        self.owner = owner or this_process()
+        try:
+            self._base = sqlite3.connect(
+                self.file, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            # The rollback journal, not WAL: archives lie on network drives.
+            self._base.execute("PRAGMA journal_mode=DELETE")
+            self._base.execute("PRAGMA synchronous=FULL")
+            self._base.execute(_TABLE)
+            self.entries()
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                "not a readable manifest",
+                file=self.file,
+                found=str(error),
+                remedy="delete it; --continue then starts over",
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._base.close()
+
+    def enroll(self, names: Iterable[str], *, afresh: bool) -> None:
+        """Take up cases; ``afresh`` forgets what was done before.
+
+        Raises:
+            InputError: if ``afresh`` and another process is at work in the folder.
+        """
+        with self._transaction():
+            busy = [e for e in self._entries() if e.status == RUNNING and self._is_held(e)]
+            if afresh and busy:
+                raise InputError(
+                    f"another process is predicting into this folder ({len(busy)} cases)",
+                    file=self.file.parent,
+                    field="--out",
+                    remedy="wait for it, give another folder, or share the work with --continue",
+                )
+            if afresh:
+                self._base.execute("DELETE FROM cases")
+            for name in names:
+                self._base.execute(
+                    "INSERT OR IGNORE INTO cases (name, status) VALUES (?, ?)", (name, WAITING)
+                )
+
+    def claim(self, name: str) -> bool:
+        """Take a case for this process; False if a living one has it."""
+        with self._transaction():
+            entry = self.entry(name)
+            if entry.status == RUNNING and self._is_held(entry):
+                return False
+            self._base.execute(
+                "UPDATE cases SET status = ?, owner = ?, claimed = ?, error = NULL WHERE name = ?",
+                (RUNNING, self.owner, time.time(), name),
+            )
+        return True
+
+    def finish(self, name: str, made_from: str, record_sha256: str, error: str | None) -> None:
+        """Write down what became of a claimed case."""
+        with self._transaction():
+            self._base.execute(
+                "UPDATE cases SET status = ?, made_from = ?, record_sha256 = ?, finished = ?, "
+                "error = ? WHERE name = ?",
+                (FAILED if error else DONE, made_from, record_sha256, time.time(), error, name),
+            )
+
+    def release(self, name: str) -> None:
+        """Give a claimed case back unfinished."""
+        with self._transaction():
+            self._base.execute(
+                "UPDATE cases SET status = ?, owner = NULL WHERE name = ? AND owner = ?",
+                (WAITING, name, self.owner),
+            )
+
+    def entry(self, name: str) -> Entry:
+        """One case.
+
+        Raises:
+            KeyError: if it was never enrolled.
+        """
+        for entry in self._entries("WHERE name = ?", name):
+            return entry
+        raise KeyError(name)
+
+    def entries(self) -> list[Entry]:
+        """Every case, in the order of enrolment."""
+        return self._entries()
+
+    def _entries(self, where: str = "", *values: str) -> list[Entry]:
+        rows = self._base.execute(
+            "SELECT name, status, made_from, record_sha256, owner, claimed, error FROM cases "
+            f"{where} ORDER BY rowid",
+            values,
+        )
+        return [Entry(*row) for row in rows]
+
+    def _is_held(self, entry: Entry) -> bool:
+        """Whether another process that may still live has the case."""
+        if entry.owner is None or entry.owner == self.owner:
+            return False
+        host, pid, started = entry.owner.split("|")
+        if host != self.owner.split("|", maxsplit=1)[0]:
+            return time.time() - (entry.claimed or 0) < self.lease
+        try:
+            return abs(psutil.Process(int(pid)).create_time() - float(started)) < 1
+        except psutil.NoSuchProcess:
+            return False
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Everything inside happens, or nothing; other writers wait."""
+        self._base.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._base.execute("ROLLBACK")
+            raise
+        self._base.execute("COMMIT")
+
+
+def canonical(content: Mapping[str, Any]) -> str:
+    """JSON that is equal where the content is equal."""
+    return json.dumps(content, sort_keys=True, default=str)
