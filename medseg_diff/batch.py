@@ -48,7 +48,8 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
     """Group files and folders into cases; a case list (``cases.json``) gives its test part.
 
     A model of one channel takes every image as a case, an nnU-Net suffix ``_0000`` left aside. A
-    model of several groups ``<case>_<channel name>`` or ``<case>_0000``, ``<case>_0001`` ...
+    model of several groups ``<case>_<channel name>`` or ``<case>_0000``, ``<case>_0001`` ... A
+    folder with DICOM files in it, or a zip of them, counts as one image of that name.
 
     Raises:
         InputError: if no image is found, or two files make one case or one output. A case that
@@ -61,14 +62,14 @@ def find_cases(inputs: Sequence[str | Path], channels: Sequence[str]) -> list[Ca
             known = load_caselist(given)
             listed += [Case(c.case, known.channel_paths(c)) for c in known.part("test")]
         elif given.is_dir():
-            files += sorted(p for p in given.iterdir() if io.is_image_name(p.name))
+            files += io.find_scans(given)
         else:
             files.append(given)
     if not files and not listed:
         raise InputError(
             "no image found",
             file=inputs[0] if inputs else None,
-            expected=", ".join(io.SUFFIXES),
+            expected=f"{', '.join(io.SUFFIXES)} or DICOM",
         )
     groups: dict[str, dict[str, Path]] = {}
     for path in files:
@@ -122,7 +123,7 @@ def predict_many(
         out: Folder; made if missing; must not hold the inputs.
         go_on: Trust the manifest of an earlier run and of other processes.
         report: Called after each case with its index and outcome.
-        settings: Passed to :meth:`Predictor.predict`.
+        settings: Passed to :meth:`Predictor.predict`; ``dicom_seg`` to :func:`write_answer`.
 
     Returns:
         Exit code: 0 done, 1 every case failed, 8 some failed.
@@ -222,7 +223,8 @@ def _stored_record(folder: Path, name: str) -> dict[str, Any] | None:
 
 def check_output(out: Path, cases: Sequence[Case]) -> Path:
     """Make the output folder; refuse one that cannot be written or holds an input (K14)."""
-    folders = {p.resolve().parent for case in cases for p in case.channels.values()}
+    inputs = [p.resolve() for case in cases for p in case.channels.values()]
+    folders = {p if p.is_dir() else p.parent for p in inputs}
     if out.resolve() in folders:
         raise UsageError(
             "predictions would be written among the inputs",
@@ -245,8 +247,11 @@ def _predict_one(
 ) -> Outcome:
     """Predict one case; a failure becomes its JSON and leaves no image behind."""
     try:
-        answer = predictor.predict(case.channels, case=case.name, **settings)
-        write_answer(answer, out, case.name)
+        given = dict(settings)
+        dicom = given.pop("dicom_seg", None)
+        answer = predictor.predict(case.channels, case=case.name, **given)
+        codes = predictor.runs[0].card.get("codes")
+        write_answer(answer, out, case.name, dicom=dicom, codes=codes)
         return Outcome(case.name, answer.record, None)
     except UsageError:
         raise
@@ -266,10 +271,27 @@ def _failure_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {text}".split())
 
 
-def write_answer(answer: Answer, out: Path, name: str) -> None:
-    """Write mask, probability, doubt and, last, the JSON that vouches for them."""
+def write_answer(
+    answer: Answer,
+    out: Path,
+    name: str,
+    *,
+    dicom: bool | None = None,
+    codes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write mask, probability, doubt and, last, the JSON that vouches for them.
+
+    Args:
+        answer: From a predictor.
+        out: Folder.
+        name: Case; the stem of all files.
+        dicom: Whether to write mask and doubt as DICOM, too. None does so for scans that were
+            DICOM, and warns where theirs cannot be pointed at; True refuses those and all others.
+        codes: Model card's codes of the structures, see :func:`medseg_diff.io.write_seg`.
+    """
     labels, maps = io.label_suffix(answer.mask), io.map_suffix(answer.mask)
     classes = max(answer.record["labels"].values()) + 1
+    with_dicom = dicom is not False and _can_be_dicom(answer, must=dicom is True)
     files = [f"{name}{labels}", f"{name}_prob{maps}", f"{name}_doubt{maps}"]
     io.write_label(out / files[0], answer.mask, answer.mask, n_classes=classes)
     io.write_map(out / files[1], answer.probability, answer.mask)
@@ -277,16 +299,54 @@ def write_answer(answer: Answer, out: Path, name: str) -> None:
     if answer.draws is not None:
         files.append(f"{name}_draws{maps}")
         io.write_draws(out / files[-1], answer.draws, answer.mask, n_classes=classes)
+    if with_dicom:
+        files += _write_dicom(answer, out, name, codes)
     written = {file: file_sha256(out / file) for file in files}
     hashes = {"mask": written[files[0]], "written": written}
     answer.record["hashes"] = {**answer.record["hashes"], **hashes}
     atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
 
 
+def _can_be_dicom(answer: Answer, *, must: bool) -> bool:
+    """Whether the answer can point at its scan in DICOM; a DICOM scan where not gets a warning."""
+    if answer.mask.meta["kind"] != "dicom" and not must:
+        return False
+    try:
+        io.read_reference(answer.mask)
+    except InputError as error:
+        if must:
+            raise
+        answer.record["warnings"] = [*answer.record["warnings"], f"no DICOM-SEG: {error}"]
+        answer.record["status"] = "warning"
+        return False
+    return True
+
+
+def _write_dicom(
+    answer: Answer, out: Path, name: str, codes: Mapping[str, Any] | None
+) -> list[str]:
+    """Mask as a Segmentation, entropy and variance as a Parametric Map; the files' names."""
+    record = answer.record
+    values = sorted(record["labels"].items(), key=lambda item: item[1])
+    structures = record["regions"] or {k: v for k, v in values if v != 0}
+    algorithm = io.Algorithm(__version__, tuple(record["hashes"]["model"]), record["seed"])
+    files = [f"{name}_seg.dcm", f"{name}_doubt.dcm"]
+    io.write_seg(
+        out / files[0], answer.mask, answer.mask, structures, algorithm=algorithm, codes=codes
+    )
+    # What the doubt is made of stays in the NIfTI: floats cannot be compressed here.
+    names = {"ENTROPY": "Predictive entropy, 0 to 1", "VARIANCE": "Variance between draws"}
+    doubt = answer.doubt[: len(names)]
+    io.write_parametric_map(out / files[1], doubt, answer.mask, names, algorithm=algorithm)
+    return files
+
+
 def _remove_images(out: Path, name: str) -> None:
     for ending in ("", "_prob", "_doubt", "_draws"):
         for suffix in (".nii.gz", ".png", ".tif"):
             (out / f"{name}{ending}{suffix}").unlink(missing_ok=True)
+    for ending in ("_seg", "_doubt"):
+        (out / f"{name}{ending}.dcm").unlink(missing_ok=True)
 
 
 def volumes_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

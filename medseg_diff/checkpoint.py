@@ -3,6 +3,7 @@
     config.yaml         complete configuration
     card.json           model card: what it segments, what it expects, how it was made, sha256
     model.safetensors   averaged (EMA) weights of the best validation so far, used to predict
+    error_table.json    how far its clean estimate is off at each time, if that was measured
     checkpoints/        step_00000500/ ...: everything a resume needs; the last two are kept
     log.csv, tensorboard/
 
@@ -11,6 +12,7 @@ Nothing is pickled: weights and optimiser state are safetensors, the rest is JSO
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -26,11 +28,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medseg_diff.config import Config, load_config
+from medseg_diff.diffusion.samplers import ErrorTable
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_file, atomic_text, file_sha256, sync
 from medseg_diff.model import SegmentationModel, build_model
 
 WEIGHTS, CARD, CONFIG, CHECKPOINTS = "model.safetensors", "card.json", "config.yaml", "checkpoints"
+ERRORS = "error_table.json"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT_CHECKPOINTS = 2
 
@@ -103,7 +107,58 @@ def load_run(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
         )
     model = build_model(config)
     load_weights(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    model.error_table = load_error_table(folder, expected)
     return LoadedRun(folder, model.to(device).eval(), config, card)
+
+
+def save_error_table(run: LoadedRun, table: ErrorTable, *, cases: int) -> Path:
+    """Store a table beside the weights it was measured on, whose hash it carries, and its own.
+
+    Args:
+        run: Whose table it is; its model takes it up.
+        table: Mean squared errors of the clean estimate over time.
+        cases: How many cases they were measured on.
+    """
+    record = {
+        "weights": run.card["sha256"][WEIGHTS],
+        "cases": cases,
+        "times": table.times.tolist(),
+        "values": table.values.tolist(),
+    }
+    run.model.error_table = table
+    vouched = {**record, "sha256": _digest(record)}
+    return atomic_text(run.folder / ERRORS, json.dumps(vouched, indent=2) + "\n")
+
+
+def load_error_table(folder: Path, weights: str) -> ErrorTable | None:
+    """Table of a run folder, or None if there is none or it belongs to other weights.
+
+    Raises:
+        InputError: if it is not the table that was written.
+    """
+    file = folder / ERRORS
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        whole = record.pop("sha256") == _digest(record)
+        if whole and record["weights"] != weights:
+            return None
+        times, values = (torch.tensor(record[k], dtype=torch.float64) for k in ("times", "values"))
+        table = ErrorTable(times, values)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            "not the error table that was written",
+            file=file,
+            remedy="delete it and run `medseg-diff estimate-variance` again",
+        )
+    return table
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read_card(folder: Path) -> dict[str, Any]:

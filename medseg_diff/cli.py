@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood
 from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,11 @@ def predict(
         str | None, typer.Option(help="ddim, dpm_solver_2m, heun ... (see docs).")
     ] = None,
     fuse: Annotated[
-        str | None, typer.Option(help="mean, step_uncertainty, step_uncertainty_paper, step_sum.")
+        str | None,
+        typer.Option(
+            help="mean, majority, staple, certainty, step_uncertainty, step_uncertainty_paper, "
+            "step_sum."
+        ),
     ] = None,
     settle: Annotated[
         float | None,
@@ -104,6 +109,18 @@ def predict(
     ] = None,
     save_draws: Annotated[
         bool, typer.Option("--save-draws", help="Also write every draw's mask, in one file.")
+    ] = False,
+    dicom_seg: Annotated[
+        bool | None,
+        typer.Option(
+            "--dicom-seg/--no-dicom-seg",
+            help="Also write the mask as DICOM-SEG and the doubt as a Parametric Map; by default "
+            "for scans that are DICOM.",
+        ),
+    ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option("--continue", help="Pass over what the folder's manifest vouches for."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
@@ -116,9 +133,12 @@ def predict(
     ] = None,
     nan: Annotated[float | None, typer.Option(help="Value to put in place of NaN and Inf.")] = None,
     volume: Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series: its UID or the end of it.")
+    ] = None,
 ) -> None:
     """Segment scans: per case a mask, its probability, its doubt and a JSON."""
-    options = _read_options(affine, assume_axcodes, nan, volume)
+    options = _read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases, predict_many
     from medseg_diff.inference import load
 
@@ -129,7 +149,9 @@ def predict(
         predictor,
         cases,
         out,
+        go_on=go_on,
         report=_line_per_case(len(cases)),
+        dicom_seg=dicom_seg,
         draws=draws,
         steps=steps,
         sampler=sampler,
@@ -169,6 +191,61 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    evaluation: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders that `evaluate` wrote: FOLDER, NAME=FOLDER, or NAME=FOLDER1,FOLDER2 "
+            "for the seeds of one method."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for compare.csv, .md, .tex and .html.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Compare this one with each other; every pair by default.")
+    ] = None,
+) -> None:
+    """Say which method is better, where the cases allow it: a table and a verdict per pair."""
+    from medseg_diff.comparison import compare_folders
+
+    for sentence in compare_folders(evaluation, out, reference=reference):
+        print(sentence)
+    print(f"written to {out}")
+
+
+@app.command()
+def film(
+    model: Annotated[list[str], typer.Option(help="Run folder or 'hippocampus'.")],
+    input: Annotated[list[Path], typer.Option(help="Scan; one file per channel, in order.")],
+    out: Annotated[Path, typer.Option(help="FILE.gif; FILE.png beside it gets a strip.")],
+    steps: Annotated[int, typer.Option(help="Sampler steps: frames of the film.")] = 20,
+    sampler: Annotated[str | None, typer.Option(help="As for `predict`.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same film.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Film one mask being drawn, on the central window of a scan."""
+    from medseg_diff.film import shoot, write_film
+    from medseg_diff.inference import load
+
+    predictor = load(model, device)
+    names = predictor.task.channels
+    if len(input) != len(names):
+        raise UsageError(
+            "not one file per channel", field="--input", found=len(input), expected=len(names)
+        )
+    scan = dict(zip(names, input, strict=True))
+    shot = shoot(predictor, scan, steps=steps, sampler=sampler, seed=seed)
+    for path in write_film(out, shot):
+        print(f"written: {path}")
+    if shot.empty:
+        print("nothing was found in the central window: the film ends empty")
+
+
+app.command()(estimate_variance)
+app.command()(likelihood)
+app.command()(calibrate)
+
+
+@app.command()
 def info(
     target: Annotated[str, typer.Argument(help="Run folder, shipped model, or scan.")],
 ) -> None:
@@ -179,7 +256,11 @@ def info(
 
 
 def _read_options(
-    affine: str, assume_axcodes: str | None, nan: float | None, volume: int | None
+    affine: str,
+    assume_axcodes: str | None,
+    nan: float | None,
+    volume: int | None,
+    series: str | None,
 ) -> ReadOptions:
     """How to read scans that do not speak for themselves."""
     if affine not in ("auto", "sform", "qform"):
@@ -194,6 +275,7 @@ def _read_options(
             assume_axcodes=assume_axcodes,
             nan_fill=nan,
             volume=volume,
+            series=series,
         )
     except ValueError:
         raise UsageError(
@@ -205,11 +287,18 @@ def _read_options(
 
 
 def _line_per_case(total: int) -> Callable[[int, Outcome], None]:
-    """Report of `predict_many`: a line as each case is done."""
+    """Report of `predict_many`: a line as each case is done, with the time left."""
+    import time
+
+    began, done = time.monotonic(), 0
 
     def report(index: int, outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
         status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
-        print(f"[{index + 1}/{total}] {outcome.case}: {status}", flush=True)
+        left = (time.monotonic() - began) / done * (total - index - 1)
+        when = f" ({left:.0f} s left)" if index + 1 < total else ""
+        print(f"[{index + 1}/{total}] {outcome.case}: {status}{when}", flush=True)
 
     return report
 

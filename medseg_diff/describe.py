@@ -15,9 +15,9 @@ from medseg_diff.inference import SHIPPED, _folder_of
 
 def describe(target: str) -> str:
     """Text for a run folder, a shipped model's name or a scan."""
-    if target in SHIPPED or Path(target).is_dir():
+    if target in SHIPPED or (Path(target).is_dir() and not io.holds_dicom(target)):
         return _model_lines(read_card(_folder_of(target)))
-    if not Path(target).is_file():
+    if not Path(target).exists():
         raise InputError("no such model or scan", file=target, remedy="check the path")
     return _scan_lines(Path(target))
 
@@ -44,6 +44,12 @@ def _validation(training: dict[str, Any]) -> str:
 
 
 def _scan_lines(path: Path) -> str:
+    if io.is_dicom_source(path):
+        series = io.list_series(path)
+        if len(series) > 1:
+            heads = ["scan", *["series"] * len(series)]
+            lines = [f"{path.name}, {len(series)} series; choose one with --series", *series]
+            return "\n".join(f"{head:<11}{line}" for head, line in zip(heads, lines, strict=True))
     image = io.read_image(path)
     values = np.asarray(image)
     rows = {

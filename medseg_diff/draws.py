@@ -5,17 +5,46 @@ Legend: N draws, K classes or regions, *S spatial axes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from medseg_diff.fusion import PairwiseDice
+from medseg_diff.fusion import (
+    PairwiseDice,
+    boundary_doubt_mm,
+    interval_of_volumes,
+    staple_labels,
+    staple_mask,
+)
 
 Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StructureDraws:
+    """One structure's masks (*S), unpacked one draw at a time; may be gone through again."""
+
+    draws: DrawMasks
+    structure: int
+
+    def __iter__(self) -> Iterator[BoolArray]:
+        for part, count in zip(self.draws.parts, self.draws.counts, strict=True):
+            for draw in range(count):
+                yield _bit(part[self.structure], draw)
+
+
+def _bit(packed: NDArray[np.uint8], draw: int) -> BoolArray:
+    """One draw of packed masks (..., bytes)."""
+    byte, bit = divmod(draw, 8)
+    result: BoolArray = (packed[..., byte] >> (7 - bit) & 1).astype(bool)
+    return result
 
 
 @dataclass(frozen=True)
@@ -37,8 +66,16 @@ class DrawMasks:
         """Each draw's mask, (structures, *S)."""
         for part, count in zip(self.parts, self.counts, strict=True):
             for draw in range(count):
-                byte, bit = divmod(draw, 8)
-                yield (part[..., byte] >> (7 - bit) & 1).astype(bool)
+                yield _bit(part, draw)
+
+    def of(self, structure: int) -> StructureDraws:
+        """The masks of one structure."""
+        return StructureDraws(self, structure)
+
+    def labels(self) -> Iterator[NDArray[np.uint8]]:
+        """Each draw of exclusive classes as numbers of channels, (*S); 0 is the background."""
+        for mask in self:
+            yield (mask * np.arange(1, len(mask) + 1)[:, None, None, None]).sum(0, dtype=np.uint8)
 
     def slabs(self) -> Iterator[NDArray[np.bool_]]:
         """All draws of one slice along the first axis at a time, (structures, *S[1:], N)."""
@@ -76,6 +113,7 @@ class Fused:
         masks: Every draw's own mask.
         network_calls: Forward passes of each network: ``{"context": n, "denoiser": n}``, counted
             per window and draw, however they were batched.
+        rates: What STAPLE found of each draw, by name; empty for other rules.
     """
 
     probability: Array
@@ -83,6 +121,7 @@ class Fused:
     entropy: Array
     masks: DrawMasks
     network_calls: dict[str, int]
+    rates: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def pairwise_dice(self) -> list[float]:
@@ -135,3 +174,66 @@ def expected_change(fused: Fused, *, exclusive: bool) -> float:
     moving = error > 1e-6
     changed = float(ndtr(-margin[moving].astype(np.float64) / error[moving]).sum())
     return changed / max(size, 1)
+
+
+def fuse_masks(fused: Fused, rule: Literal["majority", "staple"], *, exclusive: bool) -> Fused:
+    """The same answer with its probability made from the draws' masks.
+
+    Majority: the share of draws (a tie goes to the background, or to the first class). STAPLE:
+    the posterior, binary for each region and where there is one structure, multi-label for more;
+    its iterations, and each draw's sensitivity (and, where binary, specificity) go to ``rates``.
+    """
+    structures = len(fused.probability) - (1 if exclusive else 0)
+    if rule == "majority":
+        planes = np.zeros((structures, *fused.variance.shape), np.float32)
+        for mask in fused.masks:
+            planes += mask
+        planes /= len(fused.masks)
+        return replace(fused, probability=_with_background(planes, exclusive))
+    if exclusive and structures > 1:
+        labels = staple_labels(fused.masks.labels(), structures + 1)
+        rates: dict[str, Any] = {
+            "sensitivity": labels.confusion.diagonal(axis1=1, axis2=2)[:, 1:].T.tolist(),
+            "iterations": labels.iterations,
+            "converged": labels.converged,
+        }
+        return replace(fused, probability=labels.probability, rates=rates)
+    found = [staple_mask(fused.masks.of(k)) for k in range(structures)]
+    rates = {
+        "sensitivity": [one.sensitivity.tolist() for one in found],
+        "specificity": [one.specificity.tolist() for one in found],
+        "iterations": max(one.iterations for one in found),
+        "converged": all(one.converged for one in found),
+    }
+    planes = np.stack([one.probability for one in found])
+    return replace(fused, probability=_with_background(planes, exclusive), rates=rates)
+
+
+def _with_background(planes: Array, exclusive: bool) -> Array:
+    if not exclusive:
+        return planes
+    result: Array = np.concatenate([1 - planes.sum(0, keepdims=True), planes]).astype(np.float32)
+    return result
+
+
+def doubt_of_structures(
+    masks: DrawMasks, names: Sequence[str], spacing_mm: Sequence[float]
+) -> dict[str, dict[str, float | None]]:
+    """What the draws say of each structure: its volume with an interval, its boundary's doubt.
+
+    Args:
+        masks: The draws, on a grid of this spacing.
+        names: Names of the structures, in the masks' order.
+        spacing_mm: Voxel size along each axis.
+
+    Returns:
+        Per name ``mean_ml``, ``low_ml``, ``high_ml`` (2.5 and 97.5 percentile over draws) and
+        ``boundary_doubt_mm`` (None for one draw, or where most draws are empty).
+    """
+    volumes = masks.voxels() * float(np.prod(spacing_mm)) / 1000
+    found = {}
+    for k, name in enumerate(names):
+        moved = boundary_doubt_mm(masks.of(k), spacing_mm) if len(masks) > 1 else math.nan
+        shown = None if math.isnan(moved) else moved
+        found[name] = {**asdict(interval_of_volumes(volumes[k])), "boundary_doubt_mm": shown}
+    return found

@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg_diff.config import FuseName
-from medseg_diff.draws import DrawMasks, Fused, expected_change
-from medseg_diff.fusion import RunningMoments, StepSum, StepUncertainty, predictive_entropy
+from medseg_diff.draws import DrawMasks, Fused, expected_change, fuse_masks
+from medseg_diff.fusion import (
+    CertaintyWeightedMean,
+    RunningMoments,
+    StepSum,
+    StepUncertainty,
+    predictive_entropy,
+)
 from medseg_diff.model import Estimate, Sampling, SegmentationModel
 from medseg_diff.networks.conditioners import Context
-from medseg_diff.noise import CUBE, SLICE, NoiseField
+from medseg_diff.noise import CUBE, SLICE, NoiseField, draw_normals
 from medseg_diff.windows import Canvas, Place, WindowAnswer, grouped, is_flat, pad_to, windows
 
 Array = NDArray[np.float32]
@@ -113,6 +119,8 @@ def infer(
                 break
     if fused is None:
         raise ValueError("at least one draw is needed")
+    if request.fuse in ("majority", "staple"):
+        return fuse_masks(fused, request.fuse, exclusive=models[0].codec.exclusive)
     return fused
 
 
@@ -159,6 +167,8 @@ class _Tally:
         self.first, self.exclusive = work.first, codec.exclusive
         self.moments, self.entropy = RunningMoments(), RunningMoments()
         self.rule = _rule(work.request.fuse)
+        weigh = work.request.fuse == "certainty"
+        self.weighted = CertaintyWeightedMean(exclusive=self.exclusive) if weigh else None
         bytes_ = (work.members(chosen) + 7) // 8
         # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
         self.masks = np.zeros((codec.channels - self.first, *work.patch, bytes_), np.uint8)
@@ -169,6 +179,8 @@ class _Tally:
         present = _present(p, self.first, exclusive=self.exclusive).astype(np.uint8)
         self.masks[..., byte] |= present << (7 - bit)
         self.moments.add(p)
+        if self.weighted is not None:
+            self.weighted.add(p)
         self.entropy.add(predictive_entropy(p, exclusive=self.exclusive))
 
     def answer(self) -> WindowAnswer:
@@ -178,6 +190,8 @@ class _Tally:
         mean = self.moments.mean
         if self.rule is not None:
             mean = self.rule.probability(exclusive=self.exclusive)
+        elif self.weighted is not None:
+            mean = self.weighted.probability()
         return WindowAnswer(mean, self.moments.variance, self.entropy.mean, self.masks)
 
 
@@ -218,12 +232,12 @@ def _context(work: _Work, member: int, group: Sequence[Place]) -> Context:
 
 
 def _rule(name: FuseName) -> StepUncertainty | StepSum | None:
-    """Accumulator of a rule that reads every step; None for the mean of the draws."""
-    if name == "mean":
-        return None
+    """Accumulator of a rule that reads every step; None for rules that read whole draws."""
     if name == "step_sum":
         return StepSum()
-    return StepUncertainty("code" if name == "step_uncertainty" else "paper")
+    if name in ("step_uncertainty", "step_uncertainty_paper"):
+        return StepUncertainty("code" if name == "step_uncertainty" else "paper")
+    return None
 
 
 def _draw(
@@ -240,6 +254,12 @@ def _draw(
     channels = model.codec.channels
 
     def noise(step: int) -> Tensor:
+        if model.draw_normals is not None:
+            rows = [
+                draw_normals(request.seed, request.case, n, step, model.draw_normals)
+                for n in numbers
+            ]
+            return torch.from_numpy(np.stack(rows * len(group))).to(device)
         fields = [
             NoiseField(request.seed, request.case, n, step, channels, SLICE if flat else CUBE)
             for n in numbers

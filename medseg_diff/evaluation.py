@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from medseg_diff import metrics, statistics
 from medseg_diff.data.caselist import CaseList, Part, load_caselist
 from medseg_diff.errors import InputError
-from medseg_diff.figures import CaseView, case_figure
 from medseg_diff.files import atomic_text
-from medseg_diff.io import ReadOptions, read_image, read_label
+from medseg_diff.gallery import gallery
+from medseg_diff.io import ReadOptions, read_label
 from medseg_diff.pairing import CaseFiles, pair_cases
-from medseg_diff.report import Picture, render_report
+from medseg_diff.report import Extras, render_report
 from medseg_diff.summary import summarise_table
 
 _DEFAULT = ReadOptions()
@@ -101,6 +101,7 @@ def evaluate(
     only: Collection[str] | None = None,
     options: ReadOptions = _DEFAULT,
     seed: int = 0,
+    extras: Extras | None = None,
 ) -> Evaluation:
     """Score every case and write ``per_case.csv``, ``summary.json`` and ``report.html``.
 
@@ -117,10 +118,12 @@ def evaluate(
         tolerance_mm: Surface distance that NSD forgives.
         title: Heading of the report.
         attribution: Source and licence of the data, for the report's footer.
-        patients: Case to patient, so that intervals resample patients.
+        patients: Case to patient, so that intervals resample patients; the table then says whose
+            each case is.
         only: Cases to score, where ``ref_dir`` holds more; each must be predicted.
         options: How to read masks whose headers do not speak for themselves.
         seed: Of the bootstrap.
+        extras: Further sections of the report.
 
     Raises:
         InputError: if a folder is missing, masks do not pair up, two masks are not on one
@@ -139,6 +142,8 @@ def evaluate(
     per_case = pd.DataFrame(
         [row for case in cases for row in _score(case, plan)], columns=list(COLUMNS)
     )
+    if patients is not None:
+        per_case["patient"] = [patients.get(case, case) for case in per_case["case"]]
     raster = not any(case.reference.name.lower().endswith((".nii", ".nii.gz")) for case in cases)
     summary = {
         "title": title or "Segmentation results",
@@ -148,8 +153,8 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     atomic_text(folder / "per_case.csv", per_case.to_csv(index=False, float_format="%.6g"))
     atomic_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    pictures = _pictures(cases, per_case, plan)
-    page = render_report(summary, per_case, pictures, attribution=attribution)
+    pictures = gallery(cases, per_case, structures, lambda case: _masks(case, plan), options)
+    page = render_report(summary, per_case, pictures, attribution=attribution, extras=extras)
     return Evaluation(per_case, summary, atomic_text(folder / "report.html", page))
 
 
@@ -308,43 +313,3 @@ def _values_present(cases: Sequence[CaseFiles], options: ReadOptions) -> set[int
         for path in paths
         for value in np.unique(np.asarray(read_label(path, options=options)))
     }
-
-
-def _pictures(cases: Sequence[CaseFiles], per_case: pd.DataFrame, plan: _Plan) -> list[Picture]:
-    """Draw the best, median and worst case by mean Dice, among those with a prediction."""
-    by_name = {case.name: case for case in cases if case.prediction is not None}
-    scores = statistics.case_means(per_case)["dice"].dropna()
-    ranked = scores[scores.index.isin(list(by_name))].sort_values(ascending=False, kind="stable")
-    if ranked.empty:
-        return []
-    places = {0: "Best", (len(ranked) - 1) // 2: "Median", len(ranked) - 1: "Worst"}
-    if len(ranked) < 3:
-        places = {0: "Best", len(ranked) - 1: "Worst"} if len(ranked) == 2 else {0: "Only"}
-    pictures = []
-    for place, word in sorted(places.items()):
-        case = by_name[str(ranked.index[place])]
-        caption = f"Mean Dice {ranked.iloc[place]:.3f}. The dashed line is the reference's outline."
-        png = case_figure(_view(case, plan), plan.structures)
-        pictures.append(Picture(f"{word}: {case.name}", caption, png))
-    return pictures
-
-
-def _view(case: CaseFiles, plan: _Plan) -> CaseView:
-    reference, prediction, affine = _masks(case, plan)
-    shown = {}
-    for key, path in (("image", case.image), ("doubt", case.doubt)):
-        if path is None:
-            continue
-        # A picture takes what a score would not: the first of several volumes, NaN shown as 0.
-        options = replace(plan.options, volume=0, nan_fill=0.0)
-        shown[key] = np.asarray(read_image(path, options))
-        if shown[key].shape[1:] != reference.shape:
-            raise InputError(
-                f"{key} is not on the grid of the masks",
-                file=path,
-                found=shown[key].shape[1:],
-                expected=reference.shape,
-            )
-    doubt = shown["doubt"][0] if "doubt" in shown else None
-    lies = affine if reference.ndim == 3 else None
-    return CaseView(reference, prediction, lies, shown.get("image"), doubt)

@@ -28,13 +28,14 @@ from medseg_diff.data.transforms import (
     to_model_grid,
     to_scan_grid,
 )
-from medseg_diff.draws import DrawMasks, Fused, expected_change
+from medseg_diff.draws import DrawMasks, Fused, doubt_of_structures, expected_change
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.files import file_sha256
+from medseg_diff.files import content_sha256
 from medseg_diff.fusion import predictive_entropy
 from medseg_diff.model import Sampling, with_flips
 from medseg_diff.morphology import Cleanup, clean_labels
+from medseg_diff.temperature import apply_temperature
 
 SHIPPED = ("hippocampus",)
 # A structure that fills this share of a scan is more often a failure than an organ.
@@ -138,6 +139,7 @@ class Predictor:
         settle: float | None = None,
         flips: Sequence[int] | None = None,
         save_draws: bool = False,
+        calibrated: bool = True,
         seed: int = 0,
         batch_size: int | None = None,
         case: str | None = None,
@@ -154,6 +156,7 @@ class Predictor:
             settle: Stop drawing when the mask is expected to change less than this share.
             flips: Axes of the model's grid to mirror for further members.
             save_draws: Also return every draw's own label map.
+            calibrated: Use the temperature that the model card holds, if it holds one.
             seed: With the case's name it fixes the noise, hence the answer.
             batch_size: Windows x draws in one network call; changes speed, not the answer.
             case: Name of the case; the file's stem by default.
@@ -187,7 +190,8 @@ class Predictor:
         if all(float(plane.max()) == float(plane.min()) for plane in image):
             warnings.append("constant image: the mask is empty")
             fused = self._nothing(fused)
-        answer = self._on_scan_grid(fused, placed, pipeline, settings.cleanup)
+        temperature = self._temperature() if calibrated else None
+        answer = self._on_scan_grid(fused, placed, pipeline, settings.cleanup, temperature)
         drawn = self._draws(fused, placed, pipeline) if save_draws else None
         record = self._record(answer, image, fused, settings)
         warnings += self._plausibility(answer.mask)
@@ -196,6 +200,7 @@ class Predictor:
             "status": "warning" if warnings else "ok",
             "warnings": warnings,
             "seed": seed,
+            "temperature": temperature,
             "seconds": round(time.perf_counter() - began, 3),
             "hashes": self._hashes(channels),
         }
@@ -253,26 +258,47 @@ class Predictor:
         return Fused(probability, nothing, nothing, masks, fused.network_calls)
 
     def _on_scan_grid(
-        self, fused: Fused, placed: MetaTensor, pipeline: Any, cleanup: Cleanup
+        self,
+        fused: Fused,
+        placed: MetaTensor,
+        pipeline: Any,
+        cleanup: Cleanup,
+        temperature: float | None,
     ) -> Answer:
         stacked = np.concatenate([fused.probability, fused.variance[None], fused.entropy[None]])
         back = to_scan_grid(torch.from_numpy(stacked), placed, pipeline)
         probability, variance, single = back[:-2], back[-2], back[-1].as_tensor()
+        plain = probability.numpy()
         mask = self.codec.decode(probability.as_tensor()[None])[0]
         values = sorted(v for v in self.task.labels.values() if v != 0)
         mask = torch.from_numpy(clean_labels(mask.numpy(), values, cleanup))
-        entropy = torch.from_numpy(
-            predictive_entropy(probability.numpy(), exclusive=self.codec.exclusive)
-        )
+        entropy = torch.from_numpy(predictive_entropy(plain, exclusive=self.codec.exclusive))
         shared = (entropy - single).clamp(min=0)
         doubt = torch.stack([entropy, variance.as_tensor(), single, shared])
         first = 1 if self.codec.exclusive else 0
+        # Monotone: no voxel changes sides. Doubt stays that of the draws as they are.
+        if temperature is not None:
+            plain = apply_temperature(plain, temperature, exclusive=self.codec.exclusive)
         meta = {key: value for key, value in placed.meta.items() if key != "affine"}
 
         def image(values: torch.Tensor) -> MetaTensor:
             return MetaTensor(values.contiguous(), affine=back.affine, meta=dict(meta))
 
-        return Answer(image(mask), image(probability.as_tensor()[first:]), image(doubt), {})
+        return Answer(image(mask), image(torch.from_numpy(plain[first:])), image(doubt), {})
+
+    def _temperature(self) -> float | None:
+        """The card's, for a single run; the members of an ensemble each have their own."""
+        if len(self.runs) != 1:
+            return None
+        found = self.runs[0].card.get("calibration", {}).get("temperature")
+        return None if found is None else float(found)
+
+    def all_channels(self, answer: Answer) -> torch.Tensor:
+        """An answer's probability (K, *S) with the background put back for exclusive classes."""
+        planes = answer.probability.as_tensor()
+        if not self.codec.exclusive:
+            return planes
+        return torch.cat([(1 - planes.sum(0, keepdim=True)).clamp(min=0), planes])
 
     def _draws(self, fused: Fused, placed: MetaTensor, pipeline: Any) -> MetaTensor:
         """Each draw's label map on the scan's grid, brought back as its presence in [0, 1]."""
@@ -291,7 +317,7 @@ class Predictor:
         self, answer: Answer, image: MetaTensor, fused: Fused, settings: PredictionConfig
     ) -> dict[str, Any]:
         spacing = spacing_of(image)
-        volume = image.meta["kind"] == "nifti"
+        volume = image.meta["kind"] != "raster"
         labels = np.asarray(answer.mask[0])
         counts = {
             name: int(np.isin(labels, members).sum())
@@ -316,15 +342,22 @@ class Predictor:
             "spacing_mm": list(spacing) if volume else None,
             "voxels": counts,
             "volumes_ml": millilitres if volume else None,
+            "between_draws": self._between_draws(fused) if volume else None,
+            "staple": fused.rates or None,
             "pairwise_dice": {k: None if math.isnan(v) else v for k, v in spread.items()},
             "network_calls": fused.network_calls,
             "versions": {"medseg_diff": __version__, "torch": torch.__version__},
         }
 
+    def _between_draws(self, fused: Fused) -> dict[str, Any]:
+        """Volume intervals and boundary doubt, measured on the model's own grid."""
+        spacing = self.plan.spacing_mm or (1.0, 1.0, 1.0)
+        return doubt_of_structures(fused.masks, list(self.task.structures), spacing)
+
     def _hashes(self, channels: Mapping[str, Path]) -> dict[str, Any]:
         return {
             "model": [run.card["sha256"][WEIGHTS] for run in self.runs],
-            "input": {name: file_sha256(path) for name, path in channels.items()},
+            "input": {name: content_sha256(path) for name, path in channels.items()},
         }
 
     def _plausibility(self, mask: MetaTensor) -> list[str]:
@@ -352,5 +385,7 @@ def _checked(defaults: PredictionConfig, given: Mapping[str, Any]) -> Prediction
         return PredictionConfig.model_validate({**defaults.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # what does not fit together has no single flag
+            raise UsageError(first["msg"].removeprefix("Value error, ")) from None
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise UsageError(first["msg"], field=flag, found=repr(first["input"])) from None

@@ -61,9 +61,21 @@ class NoiseField:
         return result
 
     def _values(self, index: Sequence[int]) -> NDArray[np.float32]:
-        name = f"{self.seed}|{self.case}|{self.draw}|{self.step}"
-        key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], dtype=np.uint64)
-        # The lowest counter word runs inside a tile; the upper three name the tile.
-        counter = np.array([0, *index], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        generator = _generator(f"{self.seed}|{self.case}|{self.draw}|{self.step}", index)
         return generator.standard_normal((self.channels, *self.tile), dtype=np.float32)
+
+
+def draw_normals(seed: int, case: str, draw: int, step: int, count: int) -> NDArray[np.float32]:
+    """Standard normals (count,), float32, of a draw as a whole: the same in every window.
+
+    They are independent of the draw's :class:`NoiseField`, and a larger ``count`` only adds some.
+    """
+    generator = _generator(f"{seed}|{case}|{draw}|{step}|draw", (0, 0, 0))
+    return generator.standard_normal(count, dtype=np.float32)
+
+
+def _generator(name: str, index: Sequence[int]) -> np.random.Generator:
+    key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], dtype=np.uint64)
+    # The lowest counter word runs inside a tile; the upper three name the tile.
+    counter = np.array([0, *index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

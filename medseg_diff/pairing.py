@@ -13,7 +13,7 @@ from medseg_diff.io import case_stem
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
-_COMPANIONS = ("_prob", "_doubt")
+_COMPANIONS = ("_prob", "_doubt", "_draws")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class CaseFiles:
         prediction: None where the case's JSON says that predicting it failed.
         record: The prediction's JSON, empty where there is none.
         doubt: The prediction's doubt map, if it was written.
+        draws: The label maps of its single draws, one volume or page each, if they were written.
     """
 
     name: str
@@ -32,6 +33,7 @@ class CaseFiles:
     record: Mapping[str, Any]
     image: Path | None = None
     doubt: Path | None = None
+    draws: Path | None = None
 
 
 def pair_cases(
@@ -52,7 +54,10 @@ def pair_cases(
     pred = _folder(pred_dir, "predictions")
     written = _files(pred, MASK_SUFFIXES)
     predictions = {s: paths for s, paths in written.items() if not s.endswith(_COMPANIONS)}
-    doubts = {s.removesuffix("_doubt"): p[0] for s, p in written.items() if s.endswith("_doubt")}
+    doubts, draws = (
+        {s.removesuffix(end): p[0] for s, p in written.items() if s.endswith(end)}
+        for end in ("_doubt", "_draws")
+    )
     references = _references(references_in, only)
     records = _records(pred)
     failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
@@ -79,6 +84,7 @@ def pair_cases(
             record=records.get(stem, {}),
             image=pictures.get(stem),
             doubt=doubts.get(stem),
+            draws=draws.get(stem),
         )
         for stem in sorted(common)
     ]

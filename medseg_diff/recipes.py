@@ -23,6 +23,53 @@ def unet() -> Keys:
     }
 
 
+def mc_dropout() -> Keys:
+    """MC dropout (Gal & Ghahramani 2016, arXiv 1506.02142): `unet`, dropped out at every draw.
+
+    The network, the loss and the parameters are `unet`'s. Half of the channels are dropped where
+    they leave a block of the deeper half of the levels, in encoder and decoder: the rate and about
+    the place of the released Bayesian SegNet (Kendall et al. 2015, arXiv 1511.02680). Dropout stays
+    on at prediction; the mean of the draws is the answer.
+
+    Departures: the paper drops before every weight layer and single units; here whole channels,
+    so that a mask is one network and all windows of a draw share it. Weight decay is the recipe's
+    own, not derived from the rate, and there is no noise precision to add to the variance.
+    """
+    return {
+        "model": {"kind": "unet", "features": [16, 32, 64, 168], "dropout": 0.5},
+        "objective": {"dice": 1.0, "cross_entropy": 1.0},
+        "prediction": {"draws": 5, "steps": 1},
+    }
+
+
+def probabilistic_unet() -> Keys:
+    """Probabilistic U-Net (Kohl et al. 2018, arXiv 1806.05034).
+
+    A prior net (image) and a posterior net (image and mask) each give an axis-aligned Gaussian of
+    6 numbers; a latent, repeated at every voxel, joins the U-Net's last map in three hidden layers
+    of 1x1 convolutions. Cross-entropy + beta KL(posterior || prior); latents of the posterior in
+    training, of the prior at prediction. Beta 1, 6 numbers and three layers are the released
+    Cityscapes configuration's. `model.conditioner_features` are the widths of both nets.
+
+    Departures: cross-entropy is a mean over voxels and the KL is divided by their number, which is
+    the paper's sum up to a factor; widths, four levels, two convolutions a block (three in the
+    released code) and the U-Net's instance norm are the package's, for two CPU cores and equal
+    parameters; the two nets are narrower than the U-Net's encoder, where the paper has them equal,
+    and are no deeper; multi-class regions use sigmoids. Windows of a draw share its random numbers;
+    each has a prior of its own.
+    """
+    return {
+        "model": {
+            "kind": "probabilistic_unet",
+            "features": [16, 32, 64, 112],
+            "conditioner_features": [16, 32, 48, 64],
+            "latent_size": 6,
+        },
+        "objective": {"cross_entropy": 1.0, "kl": 1.0},
+        "prediction": {"draws": 5, "steps": 1},
+    }
+
+
 def diff_unet() -> Keys:
     """Diff-UNet (Xing et al. 2023, arXiv 2303.10326).
 
@@ -216,6 +263,8 @@ def rectified_flow() -> Keys:
 
 RECIPES: dict[str, Callable[[], Keys]] = {
     "unet": unet,
+    "mc_dropout": mc_dropout,
+    "probabilistic_unet": probabilistic_unet,
     "anchored": anchored,
     "diff_unet": diff_unet,
     "ensemdiff": ensemdiff,

@@ -27,9 +27,12 @@ from medseg_diff.config import Config
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text
+from medseg_diff.model import SegmentationModel
 
 # Keys whose change leaves a run what it is: they only say how often it looks at itself.
 FREE_KEYS = {"validate_every", "validation_cases", "save_every", "workers", "stop_after_bad_losses"}
+# A teacher is known by its weights, wherever they lie.
+FREE_KEYS |= {"reflow_from"}
 
 
 @dataclass
@@ -85,7 +88,7 @@ class State:
         identity: What must not change between a run and its continuation.
     """
 
-    model: nn.Module
+    model: SegmentationModel
     average: Average
     optimiser: torch.optim.Optimizer
     progress: Progress
@@ -128,6 +131,7 @@ def save(out: Path, state: State) -> None:
     """Write a resume point."""
     tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in state.average.tensors.items()}
+    tensors |= {f"memory/{k}": v for k, v in state.model.memory().items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["random/torch"] = torch.get_rng_state()
@@ -163,6 +167,7 @@ def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[st
     warnings += [f"resumed although {line}" for line in changed]
     tensors = load_tensors(folder / TENSORS)
     state.model.load_state_dict(_below(tensors, "model/"))
+    state.model.recall(_below(tensors, "memory/"))
     for name, value in _below(tensors, "average/").items():
         state.average.tensors[name].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}

@@ -35,6 +35,7 @@ from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.metrics import dice
 from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
+from medseg_diff.reflow import attach_teacher
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
 
@@ -124,7 +125,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     model.train().to(accelerator.device)
     average = Average(model, training.ema_decay)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    identity = resuming.identity(config, cases)
+    identity = resuming.identity(config, cases) | attach_teacher(model, config, accelerator.device)
     state = resuming.State(model, average, optimiser, Progress(), identity)
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
@@ -248,6 +249,10 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
             with accelerator.autocast():
                 loss: Loss = run.wrapped(batch)
             accelerator.backward(loss.total / training.accumulate)
+        if loss.times is not None and loss.samples is not None:
+            # In the order of the ranks, which is that of the global batch: the history is one and
+            # the same for any number of processes.
+            run.model.remember(accelerator.gather(loss.times), accelerator.gather(loss.samples))
         total = accelerator.reduce(loss.total.detach(), reduction="mean")
         for name, value in {"loss": float(total), **loss.parts}.items():
             sums[name] = sums.get(name, 0.0) + value / training.accumulate
@@ -333,7 +338,10 @@ def validation_dice(
         raise ValueError("the configuration is not complete: it has no patch size")
     wanted, scores = config.prediction, []
     patch = [*config.plan.patch_size, 1][:3]
-    sampling = replace(Sampling.of(wanted), steps=wanted.validation_steps or wanted.steps)
+    # Analytic variance is measured on the finished weights; ancestral is the same walk without.
+    name = "ancestral" if wanted.sampler == "analytic" else wanted.sampler
+    steps = wanted.validation_steps or wanted.steps
+    sampling = replace(Sampling.of(wanted), steps=steps, sampler=name)
     was_training = model.training
     model.eval()
     for case in cases:

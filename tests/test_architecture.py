@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
-    "model", "checkpoint", "noise", "fusion", "draws", "windows", "ensemble", "morphology", "inference", "manifest",
-    "batch", "pairing",
-    "metrics", "statistics", "summary", "figures", "film", "report", "comparison", "gallery",
-    "evaluation", "truth", "variance", "training_log", "resume", "training", "describe",
-    "progress", "demo", "cli_measure", "cli",
+    "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws", "windows",
+    "ensemble", "morphology", "inference", "manifest", "batch", "pairing",
+    "metrics", "statistics", "seeds", "plausibility", "risk",
+    "summary", "figures", "film", "report", "comparison", "gallery",
+    "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
+    "training_log", "resume", "training",
+    "describe", "progress", "demo", "cli_measure", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
@@ -79,8 +81,13 @@ def test_networks_and_diffusion_do_not_know_each_other(part: str, stranger: str)
 
 
 def test_fusion_knows_nobody():
-    assert not [n for n in imports(PACKAGE / "fusion.py") if n.startswith("medseg_diff")]
-    assert not [n for n in imports(PACKAGE / "fusion.py") if n.startswith(("torch", "monai"))]
+    files = [p for p in FILES if part_of(p) == "fusion"]
+    assert files
+    for path in files:
+        assert inner_imports(path) <= {"fusion"}, path.name
+        assert {n.split(".")[0] for n in imports(path)} <= {
+            *sys.stdlib_module_names, "numpy", "scipy", "medseg_diff",
+        }, path.name  # fmt: skip
 
 
 def test_only_the_model_sees_networks_and_diffusion_together():
@@ -89,9 +96,10 @@ def test_only_the_model_sees_networks_and_diffusion_together():
 
 
 @file_of
-def test_nibabel_stays_inside_io(path: Path):
+def test_file_formats_stay_inside_io(path: Path):
     if part_of(path) != "io":
-        assert not [n for n in imports(path) if n.split(".")[0] == "nibabel"]
+        formats = {"nibabel", "pydicom", "highdicom"}
+        assert not [n for n in imports(path) if n.split(".")[0] in formats]
 
 
 @file_of
@@ -114,7 +122,8 @@ def test_files_are_short(path: Path):
 def test_importing_the_package_is_light():
     code = (
         "import sys, medseg_diff, medseg_diff.cli\n"
-        "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'pandas', 'scipy', 'nibabel'}\n"
+        "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'pandas', 'scipy', 'nibabel',"
+        " 'pydicom'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ import torch
 from medseg_diff import batch
 from medseg_diff.batch import find_cases, predict_many
 from medseg_diff.errors import InputError, UsageError
+from tests.io import dicoms
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.tiny import threshold_predictor, tiny_config
 
@@ -175,3 +178,60 @@ def test_a_failure_line_names_no_folder():
     error = PermissionError(13, "Permission denied", "/scans/Jane_Doe/a.nii")
     assert batch._failure_line(error) == "PermissionError: Permission denied"
     assert batch._failure_line(ValueError("two\nlines")) == "ValueError: two lines"
+
+
+def dicom_scan(folder: Path) -> Path:
+    """The phantom as a DICOM series."""
+    return dicoms.save(dicoms.planes(), folder)
+
+
+def test_dicom_folders_are_cases(tmp_path: Path):
+    study = tmp_path / "study"
+    one, two = (dicom_scan(study / name) for name in ("knee", "hip 2"))
+    (study / "empty").mkdir()
+    (one / "screenshot.png").touch()
+    assert grouped(one, ["T1"]) == {"knee": {"T1": "knee"}}
+    assert grouped(study, ["T1"]) == {"hip 2": {"T1": "hip 2"}, "knee": {"T1": "knee"}}
+    with zipfile.ZipFile(study / "foot.zip", "w") as out:
+        for path in two.iterdir():
+            out.write(path, path.name)
+    touch(study, "shoulder.nii.gz")
+    assert set(grouped(study, ["T1"])) == {"foot", "hip 2", "knee", "shoulder"}
+    touch(one, "elbow.nii.gz")
+    assert set(grouped(one, ["T1"])) == {"knee", "elbow"}
+
+
+def test_dicom_folders_are_channels(tmp_path: Path):
+    for name in ("a_T1", "a_FLAIR"):
+        dicom_scan(tmp_path / name)
+    found = grouped(tmp_path, ["T1", "FLAIR"])
+    assert found == {"a": {"T1": "a_T1", "FLAIR": "a_FLAIR"}}
+
+
+def test_the_folder_one_stands_in_has_a_name(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(dicom_scan(tmp_path / "knee"))
+    assert [case.name for case in find_cases(["."], ["T1"])] == ["knee"]
+
+
+def test_a_dicom_series_is_predicted_on_its_own_grid(tmp_path: Path, predictor):
+    folder = dicom_scan(tmp_path / "in" / "knee")
+    cases = find_cases([folder], ["T1"])
+    with pytest.raises(UsageError, match="among the inputs"):
+        predict_many(predictor, cases, folder)
+    out = tmp_path / "out"
+    assert predict_many(predictor, cases, out) == 0
+    record = json.loads((out / "knee.json").read_text())
+    assert record["spacing_mm"] == pytest.approx([3.0, 3.2, 3.6])
+    assert "CANARY" not in (out / "knee.json").read_text()
+    assert str(tmp_path) not in (out / "knee.json").read_text()
+    assert len(record["hashes"]["input"]["T1"]) == 64
+    mask, phantom = nib.load(out / "knee.nii.gz"), dicoms.PHANTOM
+    np.testing.assert_allclose(mask.affine, phantom.affine, atol=1e-4)
+    # The same predictor on the same anatomy as NIfTI.
+    (tmp_path / "nifti").mkdir()
+    NiftiFile(phantom.image, phantom.affine).write(tmp_path / "nifti" / "knee.nii")
+    assert predict_many(predictor, find_cases([tmp_path / "nifti"], ["T1"]), tmp_path / "two") == 0
+    twin = nib.load(tmp_path / "two" / "knee.nii.gz")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(twin.dataobj))
+    assert np.asarray(mask.dataobj).any()
+    assert pd.read_csv(out / "volumes.csv")["volume_ml"].sum() > 0

@@ -13,16 +13,21 @@ from medseg_diff.recipes import RECIPES
 
 TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
 
+# Rows that no table asks for.
+MISSING = {("hippocampus", "mc_dropout"), ("hippocampus", "probabilistic_unet")}
+
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
-    return {p.stem: load_config(p) for p in sorted((repository / "configs").glob(f"{data}_*.yaml"))}
+    files = sorted((repository / "configs").glob(f"{data}_*.yaml"))
+    # Reflow is a second training of a row that stands there already.
+    return {p.stem: load_config(p) for p in files if not p.stem.endswith("_reflow")}
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
 def test_rows_of_a_table_share_their_budget(repository: Path, data: str) -> None:
     """Same steps, batches, patches, optimiser, augmentation, data and seed."""
     found = configurations(repository, data)
-    assert set(found) == {f"{data}_{name}" for name in RECIPES}
+    assert set(found) == {f"{data}_{name}" for name in RECIPES if (data, name) not in MISSING}
     first = found[f"{data}_unet"]
     for name, config in found.items():
         assert config.name == name
@@ -46,6 +51,18 @@ def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> Non
     wide = ("lsegdiff", "medsegdiff_v2")
     allowed = {name: 0.3 if name.endswith(wide) else 0.1 for name in sizes}
     assert all(abs(size / unet - 1) < allowed[name] for name, size in sizes.items()), sizes
+
+
+def test_reflow_goes_on_from_its_teacher(repository: Path) -> None:
+    """The same networks, data and plan, so that --init finds every weight."""
+    found = [
+        load_config(repository / "configs" / f"nuclei_{name}.yaml")
+        for name in ("reflow", "rectified_flow")
+    ]
+    for part in ("model", "objective", "data", "plan", "seed"):
+        assert getattr(found[0], part) == getattr(found[1], part), part
+    assert found[0].training.reflow_from == "runs/nuclei_rectified_flow"
+    assert found[0].prediction.steps == 1
 
 
 def test_every_key_of_a_yaml_is_explained(repository: Path) -> None:

@@ -53,8 +53,8 @@ def folders(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Leave drawing out of tests that look at numbers and names only."""
-    monkeypatch.setattr("medseg_diff.evaluation.case_figure", lambda *_: b"png")
-    monkeypatch.setattr("medseg_diff.report.box_plots", lambda *_: b"png")
+    monkeypatch.setattr("medseg_diff.gallery.case_figure", lambda *_: b"png")
+    monkeypatch.setattr("medseg_diff.report.render.box_plots", lambda *_: b"png")
 
 
 def rows(result):
@@ -318,12 +318,53 @@ def test_overlay_gets_the_first_doubt_volume_and_the_affine(folders, monkeypatch
         write(pred / f"{case}_doubt.nii.gz", doubt)
     views = []
     monkeypatch.setattr(
-        "medseg_diff.evaluation.case_figure", lambda view, _: views.append(view) or b"png"
+        "medseg_diff.gallery.case_figure", lambda view, _: views.append(view) or b"png"
     )
-    monkeypatch.setattr("medseg_diff.report.box_plots", lambda *_: b"png")
+    monkeypatch.setattr("medseg_diff.report.render.box_plots", lambda *_: b"png")
     evaluate(pred, ref, out, labels=LABELS)
     assert len(views) == 3
     for view in views:
         np.testing.assert_array_equal(view.doubt, doubt[..., 0])
         np.testing.assert_array_equal(view.reference, volume())
         assert np.diag(view.affine)[:3].tolist() == list(SPACING)
+
+
+def test_draws_beside_a_prediction_reach_the_page(folders):
+    pred, ref, out = folders
+    without = evaluate(pred, ref, out, labels=LABELS).report.read_text()
+    assert "Draw 1" not in without
+    for case in "abc":
+        write(pred / f"{case}_draws.nii.gz", np.stack([volume(k) for k in range(3)], -1))
+    page = evaluate(pred, ref, out, labels=LABELS).report.read_text()
+    assert all(f">{title}</figcaption>" in page for title in ("All draws", "Draw 1", "Draw 3"))
+    assert ">Draw 4<" not in page
+    write(pred / "a_draws.nii.gz", np.stack([volume()[:-1]] * 2, -1))
+    with pytest.raises(InputError, match="draws is not on the grid"):
+        evaluate(pred, ref, out, labels=LABELS)
+
+
+def test_draws_of_a_raster_image_are_pages(tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 10:30] = 1
+    for folder in ("pred", "ref"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(mask).save(tmp_path / folder / "x.png")
+    pages = [Image.fromarray(np.roll(mask, k, axis=1)) for k in range(2)]
+    pages[0].save(tmp_path / "pred" / "x_draws.tif", save_all=True, append_images=pages[1:])
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", labels={"n": 1})
+    page = result.report.read_text()
+    assert ">Draw 2</figcaption>" in page
+    assert "Only: x" in page
+    assert page.count("data:image/png") == 1  # the charts: a 2-D case is drawn in outlines alone
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_table_says_whose_a_case_is_where_that_is_known(folders):
+    pred, ref, out = folders
+    patients = {"a": "p1", "b": "p1", "c": "p2"}
+    evaluate(pred, ref, out, labels=LABELS, patients=patients)
+    table = pd.read_csv(out / "per_case.csv")
+    assert dict(zip(table["case"], table["patient"], strict=True)) == patients
+    assert "2 patients" in (out / "report.html").read_text()
+    evaluate(pred, ref, out, labels=LABELS)
+    assert "patient" not in pd.read_csv(out / "per_case.csv")

@@ -26,7 +26,9 @@ TASKS = {
     "many": {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "input_channels": [3]},
 }
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
-DIFFUSION = [name for name in recipes.RECIPES if name != "unet"]
+BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
+DIFFUSION = [name for name in recipes.RECIPES if name not in BASELINES]
+STOCHASTIC = [name for name in recipes.RECIPES if name != "unet"]
 
 recipe_of = pytest.mark.parametrize("recipe", recipes.RECIPES)
 diffusion_of = pytest.mark.parametrize("recipe", DIFFUSION)
@@ -36,7 +38,7 @@ dims_of = pytest.mark.parametrize("dims", [2, 3])
 def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, Any]:
     """Configuration of a recipe at test width."""
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
-    if recipe in ("unet", "ensemdiff", "lsegdiff"):
+    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff"):
         small.pop("conditioner_features", None)
     if recipe == "lsegdiff":
         small["latent"] = {"features": [8, 16], "steps": 1}
@@ -120,9 +122,9 @@ def test_probabilities_on_an_odd_grid(recipe: str, dims: int, task: str):
     assert p.shape == given.noise.shape
     assert float(p.min()) >= 0
     assert float(p.max()) <= 1
-    if model.stochastic:
-        assert len(steps) == 2
-        assert steps[-1].calls == 2
+    assert len(steps) == (2 if recipe in DIFFUSION else 1)
+    assert model.stochastic == (recipe in STOCHASTIC)
+    assert steps[-1].calls == (len(steps) if model.stochastic else 0)
 
 
 @recipe_of
@@ -146,7 +148,7 @@ def test_the_image_decides(recipe: str, dims: int):
     assert float((with_image - without).abs().max()) > 1e-4
 
 
-@diffusion_of
+@pytest.mark.parametrize("recipe", STOCHASTIC)
 @dims_of
 def test_the_noise_decides_too(recipe: str, dims: int):
     model = built(recipe, dims)

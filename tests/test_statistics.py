@@ -202,3 +202,77 @@ def test_summary_resamples_patients():
     summary = statistics.summarise(values, patients=patients)
     assert (summary.low, summary.high) == statistics.bootstrap_interval(values, patients=patients)
     assert (summary.low, summary.high) != statistics.bootstrap_interval(values)
+
+
+def test_wilcoxon_with_ties_is_exact_too():
+    differences = np.array([0.5, 0.5, -0.5, 1.0, 1.0, 2.0])
+    ranks = stats.rankdata(np.abs(differences))
+    observed, centre = ranks[differences > 0].sum(), ranks.sum() / 2
+    sums = np.array([np.dot(ranks, signs) for signs in product([0, 1], repeat=6)])
+    exact = np.mean(np.abs(sums - centre) >= abs(observed - centre))
+    assert statistics.wilcoxon_p(differences) == pytest.approx(exact)
+
+
+def test_bca_of_any_statistic_is_scipys_for_the_mean():
+    sample = np.random.default_rng(1).exponential(size=60)
+    low, high = statistics.bca_interval(np.mean, sample)
+    assert (low, high) == pytest.approx(statistics.bootstrap_interval(sample), abs=0.03)
+    assert high - sample.mean() > 1.15 * (sample.mean() - low)
+    wide = statistics.bca_interval(np.mean, sample, confidence=0.99)
+    assert wide[0] < low < high < wide[1]
+    again = statistics.bca_interval(np.mean, sample)
+    assert again == (low, high)
+    assert statistics.bca_interval(np.mean, sample, seed=1) != again
+
+
+def test_bca_ends_by_hand():
+    """Of 0 ... 100, observed 60: z0 = Phi^-1(60.5 / 101).
+
+    Left-out values 0, 0, 3 have the mean 1: sum d^3 = 1 + 1 - 8, sum d^2 = 6, a = -1 / 6^1.5.
+    """
+    z0, a = stats.norm.ppf(60.5 / 101), -1 / 6**1.5
+    wanted = [
+        100 * stats.norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in stats.norm.ppf([0.1, 0.9])
+    ]
+    drawn = np.random.default_rng(0).permutation(np.append(np.arange(101.0), math.nan))
+    found = statistics._bca_ends(
+        observed=60.0, drawn=drawn, without_one=np.array([0.0, 0.0, 3.0, math.nan]), confidence=0.8
+    )
+    assert found == pytest.approx(wanted)
+
+
+def test_bca_draws_patients_with_their_cases_and_drops_blank_cases():
+    a = np.array([1.0, 2.0, math.nan, 4.0, 5.0, 6.0, math.inf])
+    b = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.nan])
+    patients = ["x", "x", "x", "y", "y", "z", "w"]
+    seen = []
+
+    def spy(first, second):
+        assert (first == second).all()
+        seen.append(tuple(first))
+        return float(first.mean())
+
+    low, high = statistics.bca_interval(spy, a, b, patients=patients, resamples=50)
+    assert seen[0] == (1, 2, 4, 5, 6)
+    assert set(seen[-3:]) == {(4, 5, 6), (1, 2, 6), (1, 2, 4, 5)}
+    assert all(row.count(1.0) == row.count(2.0) for row in seen)
+    assert low < high
+    with pytest.raises(ValueError, match="2 patients for 7 values"):
+        statistics.bca_interval(spy, a, b, patients=["x", "y"])
+
+
+def test_bca_of_what_does_not_exist_is_blank():
+    def never(sample):
+        return math.nan
+
+    assert all(math.isnan(v) for v in statistics.bca_interval(never, [1.0, 2.0, 3.0]))
+    assert all(math.isnan(v) for v in statistics.bca_interval(np.mean, [1.0, 2.0]))
+    assert statistics.bca_interval(np.mean, [0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
+
+
+def test_a_claim_from_fewer_than_three_seeds_says_so():
+    clear = np.linspace(0.4, 0.6, 20)
+    assert "Training seeds: 2; the claim takes 3 or more." in verdict_of(clear, 0 * clear, seeds=2)
+    assert "seeds" not in verdict_of(clear, 0 * clear, seeds=3)
+    assert "seeds" not in verdict_of(clear, 0 * clear)
+    assert "seeds" not in verdict_of(clear, clear, seeds=1)

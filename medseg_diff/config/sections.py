@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medseg_diff.config.contradictions import contradictions
+
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
@@ -107,16 +109,25 @@ class ObjectiveConfig(Section):
     variational_bound: float = Field(
         0.0, ge=0, description="Improved DDPM's L_vlb; trains a learned variance"
     )
+    kl: float = Field(0.0, ge=0, description="probabilistic_unet: beta of KL(posterior || prior)")
     anchor: float = Field(0.0, ge=0, description="Dice + cross-entropy on the conditioner's mask")
     anchor_cross_entropy: float = Field(1.0, ge=0, description="cross-entropy's share of anchor")
     anchor_every: int = Field(
         1, ge=1, description="the anchor's loss counts at every n-th of 1000 time steps"
     )
     min_snr_gamma: float | None = Field(None, gt=0, description="weight of the squared error")
-    time_law: Literal["uniform", "logit_normal", "late"] = Field(
-        "uniform", description="how training times are drawn; late favours noisy ones"
+    time_law: Literal["uniform", "logit_normal", "late", "importance"] = Field(
+        "uniform",
+        description="how training times are drawn; late favours noisy ones, importance those whose "
+        "losses were large, with weights that keep the loss what it is (Improved DDPM)",
     )
     time_law_shape: float = Field(2.0, gt=0, description="late: t = u^(1/shape)")
+    time_law_bins: int = Field(100, ge=1, description="importance: cells of the time axis")
+    time_law_history: int = Field(
+        10,
+        ge=1,
+        description="importance: losses that a cell remembers; times are uniform until all do",
+    )
     recycling: float = Field(
         0.0, ge=0, le=1, description="share of samples trained on their own re-noised prediction"
     )
@@ -142,7 +153,7 @@ class LatentConfig(Section):
 class ModelConfig(Section):
     """Axes of the model; see ``recipes.py`` for the papers."""
 
-    kind: Literal["diffusion", "unet"] = "diffusion"
+    kind: Literal["diffusion", "unet", "probabilistic_unet"] = "diffusion"
     denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2"] = "unet"
     features: tuple[int, ...] = Field(min_length=2)
     blocks: tuple[int, ...] | None = Field(
@@ -174,6 +185,10 @@ class ModelConfig(Section):
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+    latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="unet: share of channels that each draw drops (MC dropout)"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -185,6 +200,14 @@ class ModelConfig(Section):
     def _contradictions(self) -> Iterator[tuple[bool, str]]:
         """What cannot stand together, each with the sentence for the user."""
         anchored = self.conditioner == "anchored"
+        yield (
+            self.dropout > 0 and self.kind != "unet",
+            "dropout draws masks of a plain U-Net: set kind: unet",
+        )
+        yield (
+            self.latent is not None and self.kind != "diffusion",
+            f"latent is diffused, and kind '{self.kind}' diffuses nothing: leave it out",
+        )
         yield (
             self.output == "correction" and not anchored,
             "output 'correction' corrects an anchor: set conditioner: anchored",
@@ -252,11 +275,18 @@ class TrainingConfig(Section):
     mirror_axes: tuple[int, ...] = Field(
         (), description="axes that may be mirrored; left out where left and right differ"
     )
+    reflow_from: str | None = Field(
+        None,
+        description="run folder of a trained flow whose own pairs of noise and mask are learned, "
+        "which straightens it; prediction does not need it",
+    )
+    reflow_steps: int = Field(20, ge=1, description="Euler steps from a pair's noise to its mask")
 
 
 SamplerName = Literal[
     "ddim",
     "ancestral",
+    "analytic",
     "dpm_solver_2m",
     "dpm_solver_3m",
     "dpm_solver_sde",
@@ -268,7 +298,15 @@ SamplerName = Literal[
 ]
 
 
-FuseName = Literal["mean", "step_uncertainty", "step_uncertainty_paper", "step_sum"]
+FuseName = Literal[
+    "mean",
+    "majority",
+    "staple",
+    "certainty",
+    "step_uncertainty",
+    "step_uncertainty_paper",
+    "step_sum",
+]
 
 
 class PredictionConfig(Section):
@@ -307,6 +345,15 @@ class PredictionConfig(Section):
     overlap: float = Field(0.5, ge=0, lt=1)
     batch_size: int = Field(8, ge=1, description="windows x draws in one network call")
 
+    @model_validator(mode="after")
+    def _settles(self) -> PredictionConfig:
+        if self.settle is not None and self.fuse not in ("mean", "majority", "staple"):
+            raise ValueError(
+                f"settle watches the mean of the draws, which fuse '{self.fuse}' does not use: "
+                "take mean, majority or staple"
+            )
+        return self
+
 
 class Config(Section):
     """One experiment."""
@@ -324,16 +371,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if self.objective.recycling > 0 and self.model.output not in ("clean", "correction"):
-            raise ValueError(
-                "objective.recycling noises an estimate, so that the noise in x_t no longer "
-                "belongs to the truth: use output clean or correction"
-            )
-        if self.objective.variational_bound > 0 and not self.model.learned_variance:
-            raise ValueError(
-                "objective.variational_bound trains a learned variance: set "
-                "model.learned_variance: true"
-            )
+        for broken, message in contradictions(self):
+            if broken:
+                raise ValueError(message)
         return self
 
     @property

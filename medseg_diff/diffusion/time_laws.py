@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-LawName = Literal["uniform", "logit_normal", "late"]
+LawName = Literal["uniform", "logit_normal", "late", "importance"]
 LAWS: tuple[LawName, ...] = get_args(LawName)
 
 
@@ -72,8 +72,14 @@ def late(power: float = 2.0) -> TimeLaw:
     return law
 
 
-def time_law(name: LawName, shape: float = 2.0) -> TimeLaw:
-    """The law of this name; ``shape`` is the power of ``"late"``, and no other law reads it.
+def time_law(name: LawName, shape: float = 2.0, bins: int = 100, history: int = 10) -> TimeLaw:
+    """The law of this name.
+
+    Args:
+        name: One of :data:`LAWS`.
+        shape: Power of ``"late"``; no other law reads it.
+        bins: Of :class:`Importance`, which alone reads this and ``history``.
+        history: See there.
 
     Raises:
         ValueError: on an unknown name.
@@ -84,6 +90,8 @@ def time_law(name: LawName, shape: float = 2.0) -> TimeLaw:
         return logit_normal()
     if name == "late":
         return late(shape)
+    if name == "importance":
+        return Importance(bins, history)
     raise ValueError(f"unknown time law {name!r}: choose from {', '.join(LAWS)}")
 
 
@@ -129,9 +137,11 @@ class Importance:
         p = self.probabilities().to(u.device)
         last = len(p) - 1
         edges = p.cumsum(0)
+        # Free of rounding at the end, so that u = 1 is t = 1.
+        edges = edges / edges[-1]
         at = torch.searchsorted(edges, u.double()).clamp_max(last)
         # What u leaves over inside its bin is uniform again and places the time there.
-        inside = ((u.double() - (edges - p)[at]) / p[at]).clamp(0, 1)
+        inside = (1 - (edges[at] - u.double()) / p[at]).clamp(0, 1)
         t = ((at + inside) / len(p)).clamp_min(torch.finfo(torch.float32).tiny)
         return Drawn(t, 1 / (len(p) * p[at]))
 

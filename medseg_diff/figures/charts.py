@@ -62,19 +62,19 @@ def box_plots(per_case: pd.DataFrame) -> bytes:
 
 
 def forest_plot(
-    rows: Sequence[tuple[str, float, float, float]], label: str, *, higher_is_better: bool
+    rows: Sequence[tuple[str, float, float, float, bool]], label: str, *, higher_is_better: bool
 ) -> bytes:
     """Draw differences with their intervals against the line of no difference.
 
     Args:
-        rows: Name, difference, and the interval's ends (NaN where there is none), top to bottom.
+        rows: Name, difference, the interval's ends (NaN where there is none), and whether the
+            difference may be claimed; top to bottom.
         label: What the difference is of, with its unit.
         higher_is_better: Whether a positive difference speaks for the first of a pair.
     """
-    figure = Figure(figsize=(8.4, 1.1 + 0.34 * max(1, len(rows))), layout="constrained")
+    figure = Figure(figsize=(10.0, 1.1 + 0.32 * max(1, len(rows))), layout="constrained")
     axes = figure.subplots()
-    for place, (_, middle, low, high) in enumerate(rows):
-        sure = low > 0 or high < 0
+    for place, (_, middle, low, high, sure) in enumerate(rows):
         colour = COLOURS[6] if sure else "#5b6877"
         axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(middle, place, "s", color=colour, markersize=6)

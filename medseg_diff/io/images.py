@@ -15,28 +15,36 @@ from monai.data.meta_tensor import MetaTensor
 from numpy.typing import ArrayLike, NDArray
 
 from medseg_diff.errors import InputError
-from medseg_diff.io import nifti, raster, safety
+from medseg_diff.io import dicom, nifti, raster, safety
+from medseg_diff.io.dicom.align import onto_grid, same_frame
 from medseg_diff.io.grid import GRID_TOLERANCE_MM, grid_distance, require_same_grid
 from medseg_diff.io.header import NiftiGrid
+from medseg_diff.io.names import SUFFIXES
 from medseg_diff.io.options import ReadOptions
 from medseg_diff.io.stored import Stored, to_image, to_label
 
 DEFAULT = ReadOptions()
 
 
-def read_image(path: str | Path, options: ReadOptions = DEFAULT) -> MetaTensor:
+def read_image(path: dicom.Source, options: ReadOptions = DEFAULT) -> MetaTensor:
     """Read one image as float32 (C, *S), values as the file scales them.
+
+    Args:
+        path: A NIfTI or raster file; or a DICOM series as a folder, a zip, a DICOMDIR, one file or
+            a list of files.
+        options: How to read files that do not speak for themselves.
 
     Raises:
         InputError: if the file is broken, contradicts itself or holds NaN (see `ReadOptions`).
     """
-    return to_image(_read(Path(path), options), options)
+    return to_image(_read(path, options), options)
 
 
-def read_channels(files: Mapping[str, str | Path], options: ReadOptions = DEFAULT) -> MetaTensor:
+def read_channels(files: Mapping[str, dicom.Source], options: ReadOptions = DEFAULT) -> MetaTensor:
     """Read the channels of one case, in the order given, as float32 (C, *S).
 
-    Geometry and file name are the first channel's; ``meta["channels"]`` lists the names.
+    Geometry and file name are the first channel's; ``meta["channels"]`` lists the names. DICOM
+    series of one frame of reference are resampled onto the first's grid, with a warning.
 
     Raises:
         InputError: as `read_image`, or if the channels do not lie on one grid.
@@ -46,8 +54,11 @@ def read_channels(files: Mapping[str, str | Path], options: ReadOptions = DEFAUL
         raise ValueError("a case needs at least one channel")
     images = [read_image(path, options) for path in files.values()]
     first = images[0]
-    for other in images[1:]:
-        require_same_grid(other, first)
+    for at, other in enumerate(images[1:], start=1):
+        if same_frame(other, first):
+            images[at] = onto_grid(other, first)
+        else:
+            require_same_grid(other, first)
     values = torch.cat([image.as_tensor() for image in images])
     names = [n for n, image in zip(files, images, strict=True) for _ in range(len(image))]
     meta = {key: value for key, value in first.meta.items() if key != "affine"}
@@ -78,18 +89,20 @@ def read_label(
     Raises:
         InputError: if values are fractional, negative or not allowed, or the grid is another.
     """
-    label = to_label(_read(Path(path), options, as_label=True), allowed)
+    label = to_label(_read(path, options, as_label=True), allowed)
     if like is not None:
         require_same_grid(label, like)
     return label
 
 
-def read_spacing(path: str | Path, options: ReadOptions = DEFAULT) -> tuple[float, ...]:
-    """Voxel size in mm along the file's axes; (1, 1) for raster images, which state none.
+def read_spacing(path: dicom.Source, options: ReadOptions = DEFAULT) -> tuple[float, ...]:
+    """Voxel size in mm along the array's axes; (1, 1) for raster images, which state none.
 
     Raises:
         InputError: if the header is broken or contradicts itself.
     """
+    if not isinstance(path, str | Path) or _is_dicom(Path(path)):
+        return dicom.dicom_spacing(path, options)
     path = Path(path)
     return (1.0, 1.0) if _is_raster(path) else nifti.nifti_spacing(path, options)
 
@@ -201,7 +214,24 @@ def _is_raster(path: Path) -> bool:
     return path.name.lower().endswith((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
 
 
-def _read(path: Path, options: ReadOptions, *, as_label: bool = False) -> Stored:
+def _is_dicom(path: Path) -> bool:
+    """By content, unless the name claims NIfTI or raster; every other folder is for DICOM."""
+    if path.name.lower().endswith(SUFFIXES):
+        return False
+    return path.is_dir() or path.name.upper() == "DICOMDIR" or dicom.is_dicom_source(path)
+
+
+def _read(source: dicom.Source, options: ReadOptions, *, as_label: bool = False) -> Stored:
+    if not isinstance(source, str | Path) or _is_dicom(Path(source)):
+        if as_label:
+            raise InputError(
+                "DICOM images are no label maps",
+                file=source if isinstance(source, str | Path) else source[0],
+                expected="NIfTI, PNG, TIFF or BMP",
+                remedy="convert the mask to NIfTI",
+            )
+        return dicom.read_dicom(source, options)
+    path = Path(source)
     if _is_raster(path):
         return raster.read_raster(path, options, as_label=as_label)
     return nifti.read_nifti(path, options)
@@ -210,7 +240,7 @@ def _read(path: Path, options: ReadOptions, *, as_label: bool = False) -> Stored
 def _array(values: ArrayLike, like: MetaTensor) -> NDArray[Any]:
     """As numpy, after making sure that they lie where ``like`` lay in its file."""
     shape = tuple(int(n) for n in like.meta["header"]["shape"])
-    if like.meta["kind"] == "nifti":
+    if like.meta["kind"] != "raster":
         shape = NiftiGrid.from_meta(like.meta["header"]).shape3
         if isinstance(values, MetaTensor):
             here = np.asarray(values.affine, np.float64)

@@ -154,7 +154,7 @@ class NiftiWriter(_Writer):
         write_nifti(filename, values, grid)
 
     def _on_file_grid(self) -> bool:
-        if self.meta.get("kind") != "nifti":
+        if self.meta.get("kind") not in ("nifti", "dicom"):
             return False
         shape = NiftiGrid.from_meta(self.meta["header"]).shape3
         original = np.asarray(self.meta["original_affine"], np.float64)

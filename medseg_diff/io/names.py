@@ -9,6 +9,8 @@ from pathlib import Path
 from medseg_diff.errors import InputError
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# Names of DICOM files and archives, which are told by their content but may end in these.
+_BARE = (".zip", ".dcm", ".dicom")
 DERIVED = ("", "_prob", "_doubt")
 """What predictions append to a case's stem."""
 
@@ -24,7 +26,7 @@ def case_stem(path: str | Path) -> str:
     Names with no suffix of an image (folders, say) come back whole.
     """
     name = Path(path).name
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *_BARE):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

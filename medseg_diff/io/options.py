@@ -16,8 +16,10 @@ class ReadOptions:
         assume_axcodes: Axis codes such as ``"RAS"`` for NIfTI files that state no orientation
             (both codes 0); the volume is centred on the origin. ``None`` refuses them.
         nan_fill: Value that replaces NaN and infinite voxels of an image. ``None`` refuses.
-        volume: Which volume of a 4-D file (or page of a TIFF) to read, from 0; ``"all"`` reads
-            them all as channels. ``None`` refuses files that hold more than one.
+        volume: Which volume of a 4-D file or series (or page of a TIFF) to read, from 0; ``"all"``
+            reads them all as channels. ``None`` refuses files that hold more than one.
+        series: SeriesInstanceUID, or its last digits, of the DICOM series to read. ``None``
+            refuses folders and archives that hold more than one.
         max_voxels: Largest number of voxels a file may claim, checked before memory is taken.
     """
 
@@ -25,6 +27,7 @@ class ReadOptions:
     assume_axcodes: str | None = None
     nan_fill: float | None = None
     volume: int | Literal["all"] | None = None
+    series: str | None = None
     max_voxels: int = 2**31
 
     def __post_init__(self) -> None:

@@ -26,23 +26,25 @@ class Stored:
 
     Args:
         path: The file.
-        kind: ``"nifti"`` or ``"raster"``.
+        kind: ``"nifti"``, ``"dicom"`` or ``"raster"``.
         values: (C, *S), numbers as stored.
         affine: (4, 4), voxel index -> mm in RAS+; the identity for raster images.
         header: What the writer needs to give the grid back.
         warnings: Sentences for the case's JSON.
         slope: Factor from stored number to value.
         intercept: Value of a stored zero.
+        extra: Further entries of the image's meta.
     """
 
     path: Path
-    kind: Literal["nifti", "raster"]
+    kind: Literal["nifti", "dicom", "raster"]
     values: NDArray[Any]
     affine: NDArray[np.float64]
     header: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
     slope: float = 1.0
     intercept: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def to_image(stored: Stored, options: ReadOptions) -> MetaTensor:
@@ -177,5 +179,6 @@ def _meta_tensor(stored: Stored, values: NDArray[Any], warnings: list[str]) -> M
         "spatial_shape": np.array(values.shape[1:]),
         "original_channel_dim": 0,
         "space": "RAS",
+        **stored.extra,
     }
     return MetaTensor(torch.from_numpy(values), affine=affine, meta=meta)

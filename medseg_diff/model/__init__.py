@@ -1,21 +1,25 @@
 """The model: the only part that sees networks and diffusion together.
 
 ``loss(batch)`` trains it, ``context(image)`` encodes a window once, ``trajectory(context, ...)``
-draws masks from it. The baseline U-Net answers the same three calls.
+draws masks from it. The baselines (U-Net, MC dropout, Probabilistic U-Net) answer the same calls.
 """
 
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.build import build_model
 from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 
 __all__ = [
     "DiffusionModel",
+    "DropoutUNetModel",
     "Estimate",
     "LatentModel",
     "Loss",
+    "ProbabilisticUNetModel",
     "Sampling",
     "SegmentationModel",
     "UNetModel",

@@ -6,7 +6,7 @@ Legend: B batch, K classes or regions, C image channels, *S spatial axes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,25 @@ from medseg_diff.config import ObjectiveConfig, PredictionConfig
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion import objectives
 from medseg_diff.diffusion.grids import GridName
-from medseg_diff.diffusion.samplers import FreshNoise
+from medseg_diff.diffusion.samplers import ErrorTable, FreshNoise
 from medseg_diff.networks.conditioners import Context
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A batch's loss: its total, with gradient, and the weighted parts for the log."""
+    """A batch's loss.
+
+    Attributes:
+        total: With gradient.
+        parts: Weighted parts, for the log.
+        times: Times of the samples, (B,), where the model learns how to draw them; else None.
+        samples: The samples' losses at these times, (B,), without the time law's weights.
+    """
 
     total: Tensor
     parts: dict[str, float]
+    times: Tensor | None = None
+    samples: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,14 @@ class SegmentationModel(nn.Module, ABC):
 
     codec: OneHotCodec
     stochastic: bool
+    # Measured after training (`medseg-diff estimate-variance`); no part of the weights.
+    error_table: ErrorTable | None = None
+    # Clean states (B, K, *S) to train towards from a batch's own noise, in the place of its labels;
+    # whoever makes them is no part of the model.
+    coupling: Callable[[Batch], Tensor] | None = None
+    # How many standard normals make a draw that all windows of a case share; None asks for noise
+    # at every voxel.
+    draw_normals: int | None = None
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
@@ -105,7 +122,8 @@ class SegmentationModel(nn.Module, ABC):
 
         Args:
             context: Windows, repeated once per draw.
-            noise: Starting noise, standard normal, (B, K, *S).
+            noise: Starting noise, standard normal, (B, K, *S); a model with ``draw_normals`` is
+                handed (B, draw_normals) instead, and takes the first numbers of a field.
             sampling: Sampler, number of steps and grid.
             fresh_noise: ``index -> standard normal like noise``; for samplers that add noise.
         """
@@ -120,9 +138,38 @@ class SegmentationModel(nn.Module, ABC):
     def begin(self, step: int) -> None:
         """Prepare for a training step; models trained in stages change over here."""
 
+    def remember(self, times: Tensor, samples: Tensor) -> None:
+        """Take up what the samples of all processes lost at their times; see :class:`Loss`."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What a training has learned besides weights: part of resume points, not of the model."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Take up the :meth:`memory` of a resume point."""
+
     def forward(self, batch: Batch) -> Loss:
         """:meth:`loss`, through the call that distributed wrappers hook."""
         return self.loss(batch)
+
+
+def first_normals(noise: Tensor, count: int) -> Tensor:
+    """The first ``count`` numbers of each sample's noise, (B, count).
+
+    Args:
+        noise: The normals of a draw, (B, count), or a field (B, K, *S) as training batches have.
+        count: Numbers wanted.
+
+    Raises:
+        ValueError: if the noise has fewer.
+    """
+    numbers = noise.flatten(1)
+    if numbers.shape[1] < count:
+        raise ValueError(
+            f"a draw of this model takes {count} random numbers and its noise has "
+            f"{numbers.shape[1]}: train on larger patches or with narrower features"
+        )
+    return numbers[:, :count]
 
 
 def mask_losses(
@@ -132,23 +179,39 @@ def mask_losses(
     objective: ObjectiveConfig,
     *,
     squared: bool = True,
+    samples: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Weighted losses on a decoded mask; Dice leaves the background out."""
+    """Weighted losses on a decoded mask; Dice leaves the background out.
+
+    Args:
+        logits: (B, K, *S).
+        labels: (B, 1, *S), integer.
+        codec: What the channels stand for.
+        objective: Weights of the losses.
+        squared: Whether the squared error of probabilities is one of them.
+        samples: Weights of the samples, (B,).
+    """
     truth, weight = codec.targets(labels), codec.weight(labels)
     probabilities = codec.probabilities(logits)
     first = 1 if codec.exclusive else 0
     parts: dict[str, Tensor] = {}
     if objective.dice > 0:
-        dice = objectives.dice_loss(probabilities[:, first:], truth[:, first:], weight)
+        dice = objectives.dice_loss(
+            probabilities[:, first:], truth[:, first:], weight, samples=samples
+        )
         parts["dice"] = objective.dice * dice
     if objective.cross_entropy > 0:
-        entropy = objectives.cross_entropy(logits, truth, exclusive=codec.exclusive, weight=weight)
+        entropy = objectives.cross_entropy(
+            logits, truth, exclusive=codec.exclusive, weight=weight, samples=samples
+        )
         parts["cross_entropy"] = objective.cross_entropy * entropy
     if objective.focal > 0:
-        focal = objectives.focal(logits, truth, exclusive=codec.exclusive, weight=weight)
+        focal = objectives.focal(
+            logits, truth, exclusive=codec.exclusive, weight=weight, samples=samples
+        )
         parts["focal"] = objective.focal * focal
     if objective.squared_error > 0 and squared:
-        error = objectives.squared_error(probabilities, truth, weight)
+        error = objectives.squared_error(probabilities, truth, weight, samples)
         parts["squared_error"] = objective.squared_error * error
     return parts
 

@@ -17,14 +17,18 @@ from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
+from medseg_diff.networks.dropout import ChannelDropout
 from medseg_diff.networks.medsegdiff import (
     MedSegDiffV1Conditioner,
     MedSegDiffV1Denoiser,
     MedSegDiffV2Denoiser,
 )
+from medseg_diff.networks.probabilistic import GaussianEncoder, LatentHead
 from medseg_diff.networks.unet import UNet
 
 
@@ -34,9 +38,8 @@ def build_model(config: Config) -> SegmentationModel:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
     codec = build_codec(config.task)
-    if model.kind == "unet":
-        network = UNet(dims, planes, codec.channels, model.features)
-        return UNetModel(network, codec, config.objective)
+    if model.kind != "diffusion":
+        return build_baseline(dims, planes, codec, model, config.objective)
     state = codec.channels if model.latent is None else model.latent.channels
     parts = (
         build_denoiser(dims, planes, state, model),
@@ -54,6 +57,28 @@ def build_model(config: Config) -> SegmentationModel:
         dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
     )
     return LatentModel(autoencoder, *parts)
+
+
+def build_baseline(
+    dims: int, planes: int, codec: OneHotCodec, model: ModelConfig, objective: ObjectiveConfig
+) -> SegmentationModel:
+    """A model that diffuses nothing: U-Net, MC dropout, Probabilistic U-Net."""
+    if model.kind == "probabilistic_unet":
+        widths, size = model.conditioner_features or model.features, model.latent_size
+        return ProbabilisticUNetModel(
+            UNet(dims, planes, None, model.features),
+            GaussianEncoder(dims, planes, widths, size),
+            GaussianEncoder(dims, planes + codec.channels, widths, size),
+            LatentHead(dims, model.features[0], size, codec.channels),
+            codec,
+            objective,
+            size,
+        )
+    network = UNet(dims, planes, codec.channels, model.features)
+    if model.dropout == 0:
+        return UNetModel(network, codec, objective)
+    dropout = ChannelDropout(model.features, model.dropout)
+    return DropoutUNetModel(network, dropout, codec, objective)
 
 
 def build_codec(task: TaskConfig) -> OneHotCodec:
@@ -77,7 +102,12 @@ def build_path(model: ModelConfig) -> Path:
 
 def build_law(objective: ObjectiveConfig) -> TimeLaw:
     """How training times are drawn."""
-    return time_law(objective.time_law, objective.time_law_shape)
+    return time_law(
+        objective.time_law,
+        objective.time_law_shape,
+        objective.time_law_bins,
+        objective.time_law_history,
+    )
 
 
 def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) -> nn.Module | None:

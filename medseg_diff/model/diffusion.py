@@ -5,7 +5,8 @@ Legend: B batch, K channels of the state (classes or regions), C image channels,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from medseg_diff.diffusion.grids import time_grid
 from medseg_diff.diffusion.parameterisations import Parameterisation, clean_from, target
 from medseg_diff.diffusion.paths import Path, spread
 from medseg_diff.diffusion.samplers import Denoise, Denoised, FreshNoise, Problem, sample
-from medseg_diff.diffusion.time_laws import TimeLaw
+from medseg_diff.diffusion.time_laws import Importance, TimeLaw
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel, mask_losses, total
 from medseg_diff.networks.conditioners import Context
 
@@ -117,26 +118,65 @@ class DiffusionModel(SegmentationModel):
 
     def loss(self, batch: Batch) -> Loss:
         """Denoising loss at the batch's own times and noise, plus the anchor's."""
-        return total(self.denoising_losses(batch, self.codec.encode(batch.labels), batch.noise))
+        if self.coupling is not None:
+            return self.denoising_loss(batch, self.coupling(batch), batch.noise)
+        return self.denoising_loss(batch, self.codec.encode(batch.labels), batch.noise)
 
-    def denoising_losses(self, batch: Batch, clean: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of one denoising step of the given clean state and noise."""
+    def denoising_loss(
+        self, batch: Batch, clean: Tensor, noise: Tensor, others: Mapping[str, Tensor] | None = None
+    ) -> Loss:
+        """Loss of one denoising step of the given clean state and noise, and of ``others``."""
         t, importance = self.law(batch.t)
         t = self.path.snap(t)
+        if not isinstance(self.law, Importance):
+            return total({**(others or {}), **self._losses(batch, clean, noise, t, importance)})
+        importance = importance.detach().requires_grad_(torch.is_grad_enabled())
+        parts = self._losses(batch, clean, noise, t, importance)
+        loss = total({**(others or {}), **parts})
+        if not loss.total.requires_grad:
+            return loss
+        # A loss is a mean over samples, linear in their weights: its slope has each one's share.
+        whole = torch.stack(list(parts.values())).sum()
+        (slope,) = torch.autograd.grad(whole, importance, retain_graph=True, materialize_grads=True)
+        return replace(loss, times=t, samples=slope * len(slope))
+
+    def remember(self, times: Tensor, samples: Tensor) -> None:
+        """See :meth:`SegmentationModel.remember`; losses of NaN or Inf are left out."""
+        if isinstance(self.law, Importance):
+            finite = torch.isfinite(samples)
+            self.law.update(times[finite], samples[finite])
+
+    def memory(self) -> dict[str, Tensor]:
+        """See :meth:`SegmentationModel.memory`."""
+        return self.law.state() if isinstance(self.law, Importance) else {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """See :meth:`SegmentationModel.recall`; a history of another size is begun anew."""
+        if not isinstance(self.law, Importance) or "losses" not in memory:
+            return
+        if memory["losses"].shape == self.law.losses.shape:
+            self.law.load(memory)
+
+    def _losses(
+        self, batch: Batch, clean: Tensor, noise: Tensor, t: Tensor, importance: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses at times ``t``; all but the anchor's are linear in ``importance``."""
         context = self.context(self._hidden(batch))
         x_t = self._state(clean, noise, t, context, batch.coins[:, 0])
         previous = self._previous(x_t, t, context, batch.coins[:, 1])
         output, variance = self.raw(x_t, t, context, previous)
         parts: dict[str, Tensor] = {}
         if not self.logits and self.objective.squared_error > 0:
-            voxels = self.codec.weight(batch.labels) if self.config.latent is None else None
+            marked = self.config.latent is None and self.coupling is None
+            voxels = self.codec.weight(batch.labels) if marked else None
             weights = _Weights(importance, voxels)
             error = self._squared_error(output, clean, noise, t, weights)
             parts["squared_error"] = self.objective.squared_error * error
         if variance is not None and self.objective.variational_bound > 0:
             bound = self._bound(output, variance, clean, x_t, t)
+            bound = (bound * importance.to(bound)).mean()
             parts["variational_bound"] = self.objective.variational_bound * bound
-        parts |= self._mask_losses(output, x_t, t, batch)
+        parts |= self._mask_losses(output, x_t, t, batch, importance)
         return parts | self._anchor_losses(context, t, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
@@ -184,20 +224,21 @@ class DiffusionModel(SegmentationModel):
     def _bound(
         self, output: Tensor, variance: Tensor, clean: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        """L_vlb with the mean held fixed, so that it trains the variance alone."""
+        """L_vlb (B,) with the mean held fixed, so that it trains the variance alone."""
         s = self.path.snap((t - 1 / BOUND_STEPS).clamp_min(0))
         estimate = self.clean(output.detach(), x_t, t)
-        terms = objectives.variational_bound(self.path, clean, estimate, variance, x_t, t, s)
-        return terms.mean()
+        return objectives.variational_bound(self.path, clean, estimate, variance, x_t, t, s)
 
     def _mask_losses(
-        self, output: Tensor, x_t: Tensor, t: Tensor, batch: Batch
+        self, output: Tensor, x_t: Tensor, t: Tensor, batch: Batch, samples: Tensor
     ) -> dict[str, Tensor]:
         wanted = self.objective
         if not self.logits and wanted.dice == wanted.cross_entropy == wanted.focal == 0:
             return {}
         logits = self.mask_logits(output, x_t, t, batch.labels.shape[2:])
-        return mask_losses(logits, batch.labels, self.codec, wanted, squared=self.logits)
+        return mask_losses(
+            logits, batch.labels, self.codec, wanted, squared=self.logits, samples=samples
+        )
 
     def _anchor_losses(self, context: Context, t: Tensor, batch: Batch) -> dict[str, Tensor]:
         wanted = self.objective
@@ -229,6 +270,7 @@ class DiffusionModel(SegmentationModel):
             noise,
             time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max),
             fresh_noise,
+            error_variance=self.error_table,
         )
         for step in sample(sampling.sampler, problem):
             yield Estimate(
@@ -241,6 +283,20 @@ class DiffusionModel(SegmentationModel):
         if sampling.guidance != 1 and self.config.condition_dropout == 0:
             raise ValueError(
                 "guidance needs a model that was trained with model.condition_dropout above 0"
+            )
+        if sampling.sampler == "analytic":
+            self._check_analytic(sampling)
+
+    def _check_analytic(self, sampling: Sampling) -> None:
+        if self.error_table is None:
+            raise ValueError(
+                "sampler 'analytic' needs the error of these weights' clean estimate: run "
+                "`medseg-diff estimate-variance --model RUN` once"
+            )
+        if sampling.guidance != 1 or sampling.dynamic_threshold is not None:
+            raise ValueError(
+                "sampler 'analytic' knows the error of the plain estimate: leave out guidance and "
+                "dynamic_threshold"
             )
 
     def decoder(self, context: Context) -> Callable[[Tensor], Tensor]:

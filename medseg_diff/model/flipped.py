@@ -29,6 +29,7 @@ class Flipped(SegmentationModel):
     def __init__(self, model: SegmentationModel, axes: Sequence[int], coordinates: int = 0) -> None:
         super().__init__()
         self.model, self.codec, self.stochastic = model, model.codec, model.stochastic
+        self.draw_normals = model.draw_normals
         self.axes = [axis + 2 for axis in axes]
         self.turned = [axis - coordinates for axis in axes if axis < coordinates]
 

@@ -76,11 +76,11 @@ class LatentModel(DiffusionModel):
         if not self.latent.end_to_end:
             with torch.no_grad():
                 z = self.autoencoder.encode(state).z
-            return total(self.denoising_losses(batch, z, noise))
+            return self.denoising_loss(batch, z, noise)
         mirrored = noise.flip(tuple(range(2, noise.ndim)))
         parts, z = self.reconstruction_losses(batch, state, mirrored)
         both = {f"autoencoder_{name}": value for name, value in parts.items()}
-        return total(both | self.denoising_losses(batch, z, noise))
+        return self.denoising_loss(batch, z, noise, both)
 
     def reconstruction_losses(
         self, batch: Batch, state: Tensor, noise: Tensor

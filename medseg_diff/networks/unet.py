@@ -27,6 +27,7 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medseg_diff.networks.dropout import Gains
 from medseg_diff.networks.layout import memory_layout, to_layout
 
 
@@ -55,6 +56,11 @@ def crop_to(x: Tensor, like: Tensor) -> Tensor:
     for axis, size in enumerate(like.shape[2:], start=2):
         x = x.narrow(axis, 0, size)
     return x
+
+
+def scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    """Maps (B, C, *S) times one factor a sample and channel, (B, C); None changes nothing."""
+    return x if gain is None else x * gain.to(x.dtype).reshape(*gain.shape, *[1] * (x.ndim - 2))
 
 
 class TimeEmbedding(nn.Module):
@@ -160,6 +166,19 @@ class UNet(nn.Module):
         self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
     ) -> Maps:
         """Feature maps of the padded input; times (B,), context maps finest first."""
+        return self._maps(x, t, context, None)
+
+    def dropped(self, x: Tensor, gains: Gains) -> Tensor:
+        """(B, in_channels, *S) -> (B, out_channels, *S), each level's maps times its gains."""
+        return self.read_out(self._maps(x, None, None, gains), x)
+
+    def _maps(
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        context: Sequence[Tensor] | None,
+        gains: Gains | None,
+    ) -> Maps:
         time = None if self.embedding is None or t is None else self.embedding(t)
         x = pad_to_multiple(x, self.factor).contiguous(memory_format=self.layout)
         encoder: list[Tensor] = []
@@ -167,10 +186,12 @@ class UNet(nn.Module):
             x = block(x if level == 0 else self.pool(x), time)
             if context is not None:
                 x = x + self.mix[level](context[level])
+            x = x if gains is None else scaled(x, gains.encoder[level])
             encoder.append(x)
         decoder = [x]
         for level in reversed(range(len(self.up))):
             x = self.merge[level](torch.cat([encoder[level], self.up[level](x)], dim=1), time)
+            x = x if gains is None else scaled(x, gains.decoder[level])
             decoder.insert(0, x)
         return Maps(tuple(encoder), tuple(decoder))
 

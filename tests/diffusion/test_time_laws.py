@@ -61,6 +61,9 @@ def test_laws_have_names():
     u = numbers(0.3, 0.9)
     assert time_law("uniform")(u).t.tolist() == u.tolist()
     assert time_law("late", 3.0)(u).t.tolist() == late(3.0)(u).t.tolist()
+    importance = time_law("importance", bins=7, history=3)
+    assert isinstance(importance, Importance)
+    assert importance.losses.shape == (7, 3)
     assert time_law("late")(u).t.tolist() == late(2.0)(u).t.tolist()
     assert time_law("logit_normal", 7.0)(u).t.tolist() == logit_normal()(u).t.tolist()
 
