@@ -108,6 +108,9 @@ def load_run(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     model = build_model(config)
     load_weights(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     model.error_table = load_error_table(folder, expected)
+    if model.error_table is not None:
+        # Part of what an answer is made from.
+        card["sha256"] = {**card["sha256"], ERRORS: file_sha256(folder / ERRORS)}
     return LoadedRun(folder, model.to(device).eval(), config, card)
 
 

@@ -122,6 +122,10 @@ def predict(
         bool,
         typer.Option("--continue", help="Pass over what the folder's manifest vouches for."),
     ] = False,
+    guide: Annotated[
+        Path | None, typer.Option(help="Run folder of a U-Net that the draws lean towards.")
+    ] = None,
+    guide_scale: Annotated[float, typer.Option(help="How strongly they do.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows x draws in a network call.")
@@ -143,6 +147,10 @@ def predict(
     from medseg_diff.inference import load
 
     predictor = load(model, device)
+    if guide is not None:
+        from medseg_diff.guided import guided
+
+        predictor = guided(predictor, guide, guide_scale)
     cases = find_cases(input, predictor.task.channels)
     check_output(out, cases)
     code = predict_many(

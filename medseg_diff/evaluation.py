@@ -19,13 +19,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medseg_diff import metrics, statistics
+from medseg_diff.appraisal import Appraisal
 from medseg_diff.data.caselist import CaseList, Part, load_caselist
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text
 from medseg_diff.gallery import gallery
 from medseg_diff.io import ReadOptions, read_label
 from medseg_diff.pairing import CaseFiles, pair_cases
-from medseg_diff.report import Extras, render_report
+from medseg_diff.report import render_report
 from medseg_diff.summary import summarise_table
 
 _DEFAULT = ReadOptions()
@@ -101,7 +102,7 @@ def evaluate(
     only: Collection[str] | None = None,
     options: ReadOptions = _DEFAULT,
     seed: int = 0,
-    extras: Extras | None = None,
+    annotators: Mapping[str, Sequence[Path]] | None = None,
 ) -> Evaluation:
     """Score every case and write ``per_case.csv``, ``summary.json`` and ``report.html``.
 
@@ -123,7 +124,8 @@ def evaluate(
         only: Cases to score, where ``ref_dir`` holds more; each must be predicted.
         options: How to read masks whose headers do not speak for themselves.
         seed: Of the bootstrap.
-        extras: Further sections of the report.
+        annotators: Case to all of its reference masks, where there are several: draws are scored
+            against the set.
 
     Raises:
         InputError: if a folder is missing, masks do not pair up, two masks are not on one
@@ -139,20 +141,30 @@ def evaluate(
     cases = pair_cases(pred_dir, ref_dir, images, only)
     structures, allowed = _structures(cases, labels, regions, ignore_label, options)
     plan = _Plan(structures, allowed, ignore_label, tolerance_mm, options)
-    per_case = pd.DataFrame(
-        [row for case in cases for row in _score(case, plan)], columns=list(COLUMNS)
-    )
+    appraisal = Appraisal(structures, annotators or {}, ignore_label, options)
+    rows = []
+    for case in cases:
+        reference, prediction, affine = _masks(case, plan)
+        rows += _score(case, plan, reference, prediction, affine)
+        appraisal.add(case, reference, affine)
+    per_case = pd.DataFrame(rows, columns=list(COLUMNS))
     if patients is not None:
         per_case["patient"] = [patients.get(case, case) for case in per_case["case"]]
     raster = not any(case.reference.name.lower().endswith((".nii", ".nii.gz")) for case in cases)
     summary = {
         "title": title or "Segmentation results",
         **summarise_table(per_case, patients=patients, seed=seed),
+        **appraisal.summary(per_case, patients),
         "conventions": _conventions(plan, patients is not None, raster),
     }
     folder.mkdir(parents=True, exist_ok=True)
     atomic_text(folder / "per_case.csv", per_case.to_csv(index=False, float_format="%.6g"))
     atomic_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    plausible = appraisal.plausible_cases()
+    if len(plausible):
+        text = plausible.to_csv(index=False, float_format="%.6g")
+        atomic_text(folder / "plausibility.csv", text)
+    extras = appraisal.extras(per_case)
     pictures = gallery(cases, per_case, structures, lambda case: _masks(case, plan), options)
     page = render_report(summary, per_case, pictures, attribution=attribution, extras=extras)
     return Evaluation(per_case, summary, atomic_text(folder / "report.html", page))
@@ -168,7 +180,8 @@ def evaluate_part(
 ) -> Evaluation:
     """Score one part of a case list, with its own images, labels, patients and attribution.
 
-    Where a case has several annotators, the first one is the reference.
+    Where a case has several annotators, the first one is the reference of Dice and distances;
+    calibration and draws are judged by all of them.
     """
     listed = cases if isinstance(cases, CaseList) else load_caselist(cases)
     chosen = [case for case in listed.part(part) if case.references]
@@ -181,6 +194,7 @@ def evaluate_part(
         "ignore_label": listed.ignore_label,
         "patients": {c.case: c.patient for c in chosen},
         "attribution": f"Data: {listed.name}. Licence: {listed.licence}",
+        "annotators": {c.case: listed.reference_paths(c) for c in chosen if len(c.references) > 1},
     }
     references = {c.case: listed.reference_paths(c)[0] for c in chosen}
     return evaluate(pred_dir, references, out_dir, **{**given, **settings})
@@ -214,9 +228,14 @@ def _conventions(plan: _Plan, by_patient: bool, raster: bool) -> dict[str, Any]:
     }
 
 
-def _score(case: CaseFiles, plan: _Plan) -> list[dict[str, Any]]:
+def _score(
+    case: CaseFiles,
+    plan: _Plan,
+    reference: NDArray[Any],
+    prediction: NDArray[Any],
+    affine: NDArray[np.float64],
+) -> list[dict[str, Any]]:
     """Return one row per structure of one case."""
-    reference, prediction, affine = _masks(case, plan)
     axes = reference.ndim
     scores = metrics.score_case(
         prediction,

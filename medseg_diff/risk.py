@@ -152,7 +152,7 @@ def score_doubt(
 def _centred_ranks(values: FloatArray) -> FloatArray:
     """Ranks less their mean, ties sharing their mean rank: exact multiples of one half.
 
-    On a test set several times as fast as scipy's ``rankdata``; a bootstrap asks thousands of times.
+    Several times as fast as scipy's ``rankdata``; a bootstrap asks thousands of times.
     """
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(size) - (size - 1) / 2

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
     "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws", "windows",
-    "ensemble", "morphology", "inference", "manifest", "batch", "pairing",
+    "ensemble", "morphology", "inference", "guided", "manifest", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
-    "summary", "figures", "film", "report", "comparison", "gallery",
+    "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
     "training_log", "resume", "training",
     "describe", "progress", "demo", "cli_measure", "cli",

@@ -71,6 +71,12 @@ def test_diagram_by_hand():
     assert math.isnan(diagram.frequency[2])
 
 
+def test_a_bin_holds_its_lower_edge_and_not_its_upper():
+    pool = Calibration(5)
+    pool.add(np.array([0.0, 0.1999, 0.2, 0.3999, 0.4, 0.5999, 0.7999]), np.zeros(7))
+    assert pool.diagram().count.tolist() == [2, 2, 2, 1, 0]
+
+
 def test_a_calibrated_forecast_and_a_certain_one():
     p = np.repeat([0.25, 0.75], 400)
     y = np.concatenate([np.arange(400) % 4 == 0, np.arange(400) % 4 != 0])
@@ -252,7 +258,11 @@ def test_regions_of_classes_leave_out_the_unjudged():
     whole, near = pool.scores()
     assert (whole.voxels, near.voxels) == (8, 2)
     assert near.brier == pytest.approx((0.64 + 0.25 + 0.09) / 2)
-    pool.add(p[:, 1:8], target[1:8], (1.0,))
+    target[1] = 255
+    pool.near = TopLabelCalibration()
+    pool.add(p, target, (1.0,), where=target != 255)
+    assert pool.scores()[1].voxels == 1
+    pool.add(p[:, 2:8], target[2:8], (1.0,))
     assert pool.scores()[1].without_voxels == 1
 
 

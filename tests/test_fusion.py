@@ -231,6 +231,15 @@ def test_suf_forgets_the_order_of_draws_and_its_memory_is_flat(variant):
     assert len(arrays) == (8 if variant == "code" else 4)
 
 
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_suf_clips_what_it_takes(variant):
+    logits, clean = runs(2, 3)
+    wide = fused(StepUncertainty(variant), logits, logits)
+    narrow = fused(StepUncertainty(variant), clean, logits)
+    assert np.abs(logits).max() > 2
+    np.testing.assert_array_equal(wide.evidence(), narrow.evidence())
+
+
 def test_suf_does_not_keep_the_callers_arrays():
     rule, values = StepUncertainty("code"), np.full((1, 2), 0.5, np.float32)
     rule.add(0, values, values)

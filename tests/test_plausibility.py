@@ -93,6 +93,7 @@ def test_two_empty_masks_are_equal_and_one_is_not():
     assert nothing.best_dice_references == nothing.best_dice_samples == 1
     half = score_samples(masks("0000", "1000"), masks("0000"))
     assert half.all_empty is False
+    assert score_samples(masks("0000"), masks("1000")).all_empty is False
     assert half.ged2 == pytest.approx(2 * 0.5 - 0.5)
     assert half.hm_iou == pytest.approx(0.5)
     assert half.best_dice_references == 1

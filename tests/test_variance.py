@@ -18,6 +18,7 @@ from medseg_diff.cli import main
 from medseg_diff.config import merged, parse_config
 from medseg_diff.diffusion.samplers import Denoised
 from medseg_diff.errors import InputError, UsageError
+from medseg_diff.files import file_sha256
 from medseg_diff.inference import load
 from medseg_diff.model import DiffusionModel, build_model
 from medseg_diff.training import fit
@@ -153,7 +154,10 @@ def test_a_table_is_measured_stored_and_used(run: Path, cases: Path):
     found = estimate_variance(loaded, part="train", cases=2)
     assert found.cases == 2
     assert found.file == run / ERRORS
-    again = load_run(run).model.error_table
+    loaded = load_run(run)
+    # Part of what an answer is made from, so that a folder is not continued with another table.
+    assert loaded.card["sha256"][ERRORS] == file_sha256(run / ERRORS)
+    again = loaded.model.error_table
     assert again is not None
     assert torch.equal(again.times, found.table.times)
     assert torch.equal(again.values, found.table.values)

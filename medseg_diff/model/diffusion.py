@@ -17,7 +17,12 @@ from medseg_diff.config import ModelConfig, ObjectiveConfig
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion import guidance, objectives
 from medseg_diff.diffusion.grids import time_grid
-from medseg_diff.diffusion.parameterisations import Parameterisation, clean_from, target
+from medseg_diff.diffusion.parameterisations import (
+    SMALLEST_GAIN,
+    Parameterisation,
+    clean_from,
+    target,
+)
 from medseg_diff.diffusion.paths import Path, spread
 from medseg_diff.diffusion.samplers import Denoise, Denoised, FreshNoise, Problem, sample
 from medseg_diff.diffusion.time_laws import Importance, TimeLaw
@@ -43,6 +48,8 @@ class DiffusionModel(SegmentationModel):
     """
 
     stochastic = True
+    # Steers a trajectory's denoiser, given how to follow a context; set by `medseg_diff.guided`.
+    steer: Callable[[Callable[[Context], Denoise], Denoise, Context], Denoise] | None = None
 
     def __init__(
         self,
@@ -286,6 +293,13 @@ class DiffusionModel(SegmentationModel):
             )
         if sampling.sampler == "analytic":
             self._check_analytic(sampling)
+        if self.steer is None:
+            return
+        signal = self.path.coefficients(torch.tensor([sampling.t_max], dtype=torch.float64)).a
+        if float(signal) < SMALLEST_GAIN:
+            raise ValueError("a guide needs signal: set prediction.t_max below 1")
+        if self.config.self_conditioning:
+            raise ValueError("a guide does not reach through self-conditioning: leave it out")
 
     def _check_analytic(self, sampling: Sampling) -> None:
         if self.error_table is None:
@@ -293,10 +307,11 @@ class DiffusionModel(SegmentationModel):
                 "sampler 'analytic' needs the error of these weights' clean estimate: run "
                 "`medseg-diff estimate-variance --model RUN` once"
             )
-        if sampling.guidance != 1 or sampling.dynamic_threshold is not None:
+        plain = sampling.guidance == 1 and sampling.dynamic_threshold is None
+        if not plain or self.steer is not None:
             raise ValueError(
-                "sampler 'analytic' knows the error of the plain estimate: leave out guidance and "
-                "dynamic_threshold"
+                "sampler 'analytic' knows the error of the plain estimate: leave out guides, "
+                "guidance and dynamic_threshold"
             )
 
     def decoder(self, context: Context) -> Callable[[Tensor], Tensor]:
@@ -311,6 +326,8 @@ class DiffusionModel(SegmentationModel):
             denoise = guidance.classifier_free(
                 denoise, self._follow(blank, calls), sampling.guidance
             )
+        if self.steer is not None:
+            denoise = self.steer(lambda held: self._follow(held, calls), denoise, context)
         if sampling.dynamic_threshold is not None:
             denoise = guidance.clip_dynamic(denoise, sampling.dynamic_threshold)
         return denoise

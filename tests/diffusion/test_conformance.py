@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from medseg_diff.diffusion.grids import GRIDS, GridName, time_grid
 from medseg_diff.diffusion.paths import Path
 from medseg_diff.diffusion.samplers import SAMPLERS, Denoised, Problem, Step, sample
-from tests.diffusion.oracle import PATHS, noise_like
+from medseg_diff.diffusion.samplers.base import Knot
+from medseg_diff.diffusion.samplers.langevin import predictor_corrector
+from medseg_diff.diffusion.samplers.multistep import integral
+from tests.diffusion.oracle import PATHS, noise_like, posterior_mean, wobbly
 
 STEPS = 4
 FITTING = [
@@ -116,6 +120,70 @@ def test_fresh_noise_of_predictor_and_corrector_is_numbered_apart():
     for sampler in ("ancestral", "dpm_solver_sde", "consistency"):
         walk = Walk(sampler, PATHS["linear"], "uniform", (1, 1, 2, 2), torch.float64)
         assert walk.asked == [0, 1, 2]
+
+
+def test_fresh_noise_of_several_corrections_never_repeats():
+    walk = Walk("ddim", PATHS["linear"], "uniform", (1, 1, 2, 2), torch.float64)
+    list(predictor_corrector(walk.problem, corrections=2))
+    assert walk.asked == [0, 4, 5, 1, 6, 7, 2, 8, 9]
+
+
+def states(sampler: str, path: Path, denoise, noise: Tensor, source: Tensor | None) -> list[Tensor]:
+    """Every state of a walk whose fresh noise is cut like ``noise`` from one field per index."""
+    fields = [noise_like(torch.zeros(2, 2, 3, 3, dtype=torch.float64), 50 + i) for i in range(20)]
+    first = 0 if torch.equal(noise[0], batch_of_two()[0]) else 1
+    problem = Problem(
+        path,
+        denoise,
+        noise,
+        time_grid(path, STEPS, "uniform"),
+        fresh_noise=lambda index: fields[index][first : first + len(noise)],
+        source=source,
+        error_variance=torch.zeros_like,
+    )
+    return [step.state for step in sample(sampler, problem)]
+
+
+def batch_of_two() -> Tensor:
+    """Two starts, the second much longer than the first."""
+    noise = noise_like(torch.zeros(2, 2, 3, 3, dtype=torch.float64), 1)
+    noise[1] *= 3
+    return noise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sample_does_not_depend_on_its_batch(sampler: str):
+    noise = batch_of_two()
+    both = states(sampler, PATHS["linear"], wobbly, noise, None)
+    for index in (0, 1):
+        alone = states(sampler, PATHS["linear"], wobbly, noise[index : index + 1], None)
+        for together, single in zip(both, alone, strict=True):
+            torch.testing.assert_close(together[index : index + 1], single, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [n for n, e in SAMPLERS.items() if e.fits(PATHS["bridge"])])
+def test_a_source_only_moves_the_walk_by_its_share(sampler: str):
+    """The denoiser sees x - b source alone, so states less that share know no source."""
+    path, noise = PATHS["bridge"], batch_of_two()
+    source, nothing = 2 + noise_like(noise, 9), torch.zeros_like(noise)
+    moved = states(sampler, path, posterior_mean(path, source), noise, source)
+    still = states(sampler, path, posterior_mean(path, nothing), noise, nothing)
+    for s, one, other in zip(time_grid(path, STEPS, "uniform")[1:], moved, still, strict=True):
+        b = float(path.coefficients(s[None]).b)
+        torch.testing.assert_close(one - b * source, other, rtol=1e-10, atol=1e-10)
+
+
+def test_ends_of_a_path_have_an_infinite_log_snr():
+    assert Knot(1.0, 0.0, 0.0).log_snr == math.inf
+    assert Knot(0.0, 0.0, 1.0).log_snr == Knot(0.0, 1.0, 0.0).log_snr == -math.inf
+    assert Knot(3.0, 0.0, 2.0).log_snr == pytest.approx(math.log(1.5))
+
+
+@pytest.mark.parametrize("h", [0.0, -0.3])
+def test_a_step_that_gains_no_signal_falls_back_to_first_order(h: float):
+    """A clamped path has plateaus of lambda, where finite differences would divide by zero."""
+    past = [(0.0, torch.tensor([1.0])), (1.0, torch.tensor([3.0]))]
+    assert float(integral(past, h)) == pytest.approx(3 * (1 - math.exp(-h)))
 
 
 def problem(name: str) -> Problem:

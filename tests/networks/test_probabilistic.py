@@ -51,6 +51,16 @@ def test_an_encoder_sees_the_level_of_a_flat_image(dims: int):
     assert float((one - two).detach().abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_encoder_looks_everywhere(dims: int):
+    """Every voxel moves the answer; none stands for the whole."""
+    net = GaussianEncoder(dims, 1, (8, 16), 5)
+    x = torch.randn(1, 1, *[16] * dims, requires_grad=True)
+    net(x).mean.square().sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad != 0).all())
+
+
 @pytest.mark.parametrize("size", [(3, 5), (3, 5, 2)])
 def test_the_head_is_one_perceptron_at_every_voxel(size: tuple[int, ...]):
     """Second implementation: matrices on the vector (map at a voxel, latent)."""
