@@ -4,7 +4,8 @@
         --rows anchored=runs/lidc_anchored "unet x 4=runs/lidc_unet,runs/lidc_unet_1,..." \
         --out benchmarks/results/lidc
 
-A row is one run, or several that form an ensemble. Each is predicted once with the largest number
+A row is one run, or several that form an ensemble; "+flips" adds the members that look at the
+image in mirrors. Each is predicted once with the largest number
 of draws; smaller numbers score the first of them. A row's cases go to NAME.csv when all are done;
 a row that is already there is not run again. Two more rows need no model: the annotators' majority
 as a single mask, and as many masks drawn from the annotators themselves.
@@ -59,7 +60,9 @@ def main() -> None:
     """Run the missing rows, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=Path, required=True)
-    parser.add_argument("--rows", nargs="+", default=[], help="NAME=RUN or NAME=RUN,RUN,...")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], help="NAME=RUN or NAME=RUN,RUN,..., and +flips"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="test", choices=["validation", "test"])
     parser.add_argument("--draws", type=int, default=max(COUNTS))
@@ -77,7 +80,8 @@ def main() -> None:
         if runs is None:
             facts, answers = {}, annotators(given, name)
         else:
-            facts, answers = predicted(given, runs.split(","))
+            flips = (0, 1) if runs.endswith("+flips") else ()
+            facts, answers = predicted(given, runs.removesuffix("+flips").split(","), flips)
         pool = RegionalCalibration(margin_mm=REGION)
         lines = []
         for answer in answers:
@@ -91,7 +95,7 @@ def main() -> None:
 
 
 def predicted(
-    given: argparse.Namespace, runs: list[str]
+    given: argparse.Namespace, runs: list[str], flips: tuple[int, ...]
 ) -> tuple[dict[str, Any], Iterator[Answered]]:
     """Cost of a row, and its cases as they are drawn."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -103,7 +107,12 @@ def predicted(
     listed = load_caselist(given.cases)
     cases = listed.part(given.part)[: given.limit]
     predictor = load(runs, "cpu")
-    asked = {"steps": given.steps, "save_draws": True, "batch_size": given.draws}
+    asked = {
+        "steps": given.steps,
+        "flips": flips,
+        "save_draws": True,
+        "batch_size": given.draws,
+    }
     first = listed.channel_paths(cases[0])
     with FlopCounterMode(display=False) as counter:
         answer = predictor.predict(first, case="first", draws=MAIN, **asked)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from skimage.measure import label as components
 from skimage.morphology import closing, opening
 
@@ -74,7 +74,7 @@ def clean_by_rules(
     """Label map with each structure cleaned by its own rule.
 
     Components touch by faces, edges or corners; holes are closed in by faces, in all axes longer
-    than 1. A hole that several structures enclose goes to the one that encloses least.
+    than 1. A hole that several structures enclose goes to the nearest, which is the inner one.
 
     Args:
         labels: Label map (*S), two or three axes.
@@ -95,18 +95,35 @@ def clean_by_rules(
     if 0 in rules:
         raise ValueError("the background, label 0, has no shape to clean")
     flat = labels.squeeze()
+    background = flat == 0
     result = flat.copy()
-    found = {}
-    for value, rule in rules.items():
+    claims = {}
+    for value in sorted(rules):
         before = flat == value
-        found[value] = _ruled(before, flat == 0, rule, float(spacing.prod()))
-        result[before & ~found[value]] = 0
-    given = {value: after & (flat == 0) for value, after in found.items()}
-    # The smallest claim first, so that the inner of nested structures fills its own hole.
-    for value in sorted(given, key=lambda v: (int(given[v].sum()), v)):
-        free = given[value] & (result == 0)
-        result[free] = value
-    return result.reshape(labels.shape)
+        after = _ruled(before, background, rules[value], float(spacing.prod()))
+        result[before & ~after] = 0
+        claims[value] = after & background
+    owners = _owners(claims, result)
+    return np.where(owners != 0, owners, result).reshape(labels.shape)
+
+
+def _owners(
+    claims: dict[int, NDArray[np.bool_]], labels: NDArray[np.integer[Any]]
+) -> NDArray[np.integer[Any]]:
+    """Value that each claimed voxel goes to, 0 elsewhere: of several the nearest structure's.
+
+    Of nested structures that is the inner one, which lies between the voxel and the outer one.
+    """
+    owners, nearest = np.zeros_like(labels), np.full(labels.shape, np.inf)
+    disputed = np.sum(list(claims.values()), axis=0) > 1
+    for value, claim in claims.items():
+        distance = np.zeros(labels.shape)
+        if (claim & disputed).any():
+            distance = distance_transform_edt(labels != value)
+        closer = claim & (distance < nearest)
+        owners[closer] = value
+        nearest[closer] = distance[closer]
+    return owners
 
 
 def _ruled(

@@ -241,7 +241,7 @@ ANALYTIC = [
     Fault("if count == 0", "if False"),
     Fault("@torch.no_grad()\n", ""),
     Fault("t.double().clamp(times[0], times[-1])", "t.double()"),
-    Fault("torch.searchsorted(times, t).clamp_min(1)", "torch.searchsorted(times, t)"),
+    Fault("torch.searchsorted(times, t).clamp_min(1)", "torch.ones_like(t, dtype=torch.long)"),
     Fault("right - 1", "right"),
     Fault("(times[right] - times[left])", "(times[-1] - times[0])"),
     Fault("torch.lerp(values[left], values[right], share)", "values[left]"),
@@ -595,9 +595,10 @@ DOUBT = [
 ]
 MORPHOLOGY = [
     Fault("result[before & ~found[value]] = 0", "pass"),
-    Fault("& (result == 0)", ""),
-    Fault("after & (flat == 0) for", "after for"),
-    Fault("int(given[v].sum())", "-int(given[v].sum())"),
+    Fault("distance < nearest", "distance > -1"),
+    Fault("distance < nearest", "distance <= 1e9"),
+    Fault("(labels != value)", "(labels == value)"),
+    Fault("axis=0) > 1", "axis=0) > 2"),
     Fault("float(spacing.prod())", "1.0"),
     Fault("(binary_fill_holes(mask) & background)", "binary_fill_holes(mask)"),
     Fault("* (1 + 1e-9) >=", ">"),

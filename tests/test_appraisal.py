@@ -118,7 +118,7 @@ def test_doubt_ranks_the_cases(tmp_path: Path, folders) -> None:
         (c["p"][0] * (1 - c["p"][0])).sum() / (c["label"] > 0).sum() for c in folders.values()
     ]
     assert scores["entropy"]["aurc"] == pytest.approx(score_doubt(risk, entropy).aurc, abs=1e-6)
-    assert "1 - mean Dice between draws" in found.report.read_text()
+    assert "Risk is 1 - mean Dice of the cases answered" in found.report.read_text()
 
 
 def test_a_failed_case_is_risked_without_doubt(tmp_path: Path, folders) -> None:

@@ -155,8 +155,7 @@ def test_every_sampler_of_the_configuration_exists(cases: Path):
 
     from medseg_diff.config import SamplerName
 
-    # Analytic variance needs an error table, which no run stores yet.
-    assert set(get_args(SamplerName)) == set(SAMPLERS) - {"analytic"}
+    assert set(get_args(SamplerName)) == set(SAMPLERS)
 
 
 def _model(cases: Path, **latent: Any) -> LatentModel:

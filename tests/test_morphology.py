@@ -101,6 +101,13 @@ def test_nested_holes_go_to_the_inner_structure_whatever_the_order(order):
     assert (cleaned[5:10, 5:10] == 1).all()
     assert (cleaned[4, 4:11] == 2).all()
     assert cleaned[0, 0] == 1
+    tight = rings()
+    tight[4:11, 4:11][tight[4:11, 4:11] == 0] = 2
+    tight[6:9, 6:9] = 0
+    swapped = np.array([0, 2, 1])[tight]
+    for labels, inner in ((tight, 1), (swapped, 2)):
+        filled = clean_by_rules(labels, {v: ShapeRule(fill_holes=True) for v in order}, (1, 1))
+        assert (filled[6:9, 6:9] == inner).all()
     only = clean_by_rules(rings(), {2: ShapeRule(fill_holes=True)}, (1, 1))
     assert (only[6:9, 6:9] == 2).all()
     assert only[5, 5] == 1
@@ -117,6 +124,25 @@ def test_minimum_volume_is_in_cubic_millimetres():
         cleaned = clean_by_rules(labels, {3: rule}, spacing)
         assert int((cleaned == 3).sum()) == (8 if name == "below" else 11), name
     assert not clean_by_rules(labels, {3: ShapeRule(min_volume_mm3=0.9)}, spacing).any()
+
+
+def test_a_component_of_just_the_minimum_volume_stays():
+    """The volume of a voxel is 0.1 * 0.7 = 0.06999999999999999 on a computer."""
+    labels = np.zeros((9, 9, 9), np.int16)
+    labels[2:5, 4, 4] = 1
+    for spacing, volume in (((1, 1, 1), 3.0), ((0.1, 0.7, 1.0), 0.21)):
+        cleaned = clean_by_rules(labels, {1: ShapeRule(min_volume_mm3=volume)}, spacing)
+        np.testing.assert_array_equal(cleaned, labels)
+
+
+def test_another_structure_inside_does_not_count_towards_the_volume():
+    labels = np.zeros((9, 9), np.int16)
+    labels[2:7, 2:7] = 1
+    labels[3:6, 3:6] = 2
+    rule = ShapeRule(fill_holes=True, min_volume_mm3=20)
+    cleaned = clean_by_rules(labels, {1: rule}, (1, 1))
+    assert not (cleaned == 1).any()
+    assert int((cleaned == 2).sum()) == 9
 
 
 def test_holes_count_towards_the_volume_and_the_size():

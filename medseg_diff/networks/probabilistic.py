@@ -53,8 +53,8 @@ def active(layer: nn.Conv2d | nn.Conv3d) -> list[nn.Module]:
 class GaussianEncoder(nn.Module):
     """Prior or posterior net: maps (B, C, *S) of any size -> a distribution of latents.
 
-    Two convolutions with LeakyReLU a level, average pooling between levels, the mean over space, one
-    linear layer. There is no norm: instance norm would fix the very means that are read at the
+    Two convolutions with LeakyReLU a level, average pooling between levels, the mean over space,
+    one linear layer. There is no norm: instance norm would fix the very means that are read at the
     end, and turn a deepest map of one voxel into a constant.
 
     Args:

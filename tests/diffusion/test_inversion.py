@@ -78,6 +78,20 @@ def test_a_step_names_both_of_its_times():
     assert steps[0].state.shape == clean.shape
 
 
+@path_of
+def test_the_network_is_shown_the_state_that_the_last_step_left(path: Path):
+    clean = noise_like(torch.zeros(1, 1, 3, dtype=torch.float64), 4)
+    shown: list[Tensor] = []
+
+    def denoise(x: Tensor, t: Tensor):
+        shown.append(x)
+        return wobbly(x, t)
+
+    states = [step.state for step in invert(path, denoise, clean, time_grid(path, 4))]
+    for x, state in zip(shown, [clean, *states], strict=False):
+        torch.testing.assert_close(x, state, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["bridge", "flow_of_source"])
 def test_paths_with_a_source_cannot_be_inverted(name: str):
     clean = torch.zeros(1, 1, 3)

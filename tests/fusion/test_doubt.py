@@ -171,6 +171,9 @@ def test_a_draw_without_the_structure_lies_a_diagonal_away():
     assert boundary_doubt_mm(masks, (2.0, 5.0)) == pytest.approx(wanted, rel=1e-6)
     full = slabs(10, 10, 30)
     assert boundary_doubt_mm(full, (2.0, 5.0)) == pytest.approx(wanted, rel=1e-6)
+    # Outside the empty mask, so on the other side of the boundary than an edge 4 mm further on.
+    wanted = np.std([0, 0, 0, -4, far])
+    assert boundary_doubt_mm(slabs(10, 10, 10, 12, 0), (2.0, 5.0)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("stop", [0, 30])
@@ -179,9 +182,12 @@ def test_a_mean_without_boundary_has_no_number(stop: int):
 
 
 def test_volumes_by_hand():
-    """1, 2, 3, 4 and 5 rows of 6 pixels of 2 x 5 mm: 60 mm^3 a row at 1 mm thickness."""
-    found = volume_interval_ml(slabs(5, 2, 3, 4, 1), (2.0, 5.0))
-    assert (found.mean_ml, found.low_ml, found.high_ml) == pytest.approx((0.18, 0.066, 0.294))
+    """1, 2, 3, 4 and 9 rows of 6 pixels of 2 x 5 mm: 60 mm^3 a row at 1 mm thickness.
+
+    The percentiles lie a tenth of the way from the first to the second and from the last back.
+    """
+    found = volume_interval_ml(slabs(9, 2, 3, 4, 1), (2.0, 5.0))
+    assert (found.mean_ml, found.low_ml, found.high_ml) == pytest.approx((0.228, 0.066, 0.51))
     cube = volume_interval_ml(iter(np.ones((2, 10, 10, 10), bool)), (1, 1, 1))
     assert (cube.mean_ml, cube.low_ml, cube.high_ml) == pytest.approx((1, 1, 1))
     none = volume_interval_ml(np.zeros((1, 4, 4), bool), (1, 1))

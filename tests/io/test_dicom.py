@@ -151,8 +151,8 @@ def test_several_volumes_are_chosen_by_echo(tmp_path: Path):
 
         return edit  # fmt: skip
 
-    # The later echo comes first by number: the time, not the number, orders volumes.
-    both = planes(data=data, edit=echo("4.5", 100)) + planes(data=data * 2, edit=echo("9.25", 1))
+    # The later echo comes first by number and by name: the time orders volumes.
+    both = planes(data=data * 2, edit=echo("9.25", 1)) + planes(data=data, edit=echo("4.5", 100))
     folder = save(both, tmp_path / "s")
     refusal(folder, "2 volumes; choose --volume k", "EchoTime 4.5, 9.25", "11 positions")
     for volume in (0, 1):

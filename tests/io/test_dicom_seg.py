@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medseg_diff.errors import InputError
+from medseg_diff.io.dicom_reference import read_reference
 from medseg_diff.io.dicom_seg import Algorithm, write_parametric_map, write_seg
 from tests.io.dicom_series import IDENTITY, LPS, SHAPE, SPACING, Series, grid, make_labels, turned
 
@@ -353,6 +354,21 @@ def test_F68_another_series_is_refused(tmp_path: Path, series: Series):
         assert "\n" not in str(caught.value)
         assert str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "s.dcm").exists()
+
+
+def test_half_a_voxel_is_the_limit(tmp_path: Path, series: Series):
+    """Along the axis with the smallest spacing, the second."""
+    like = series.like(series.write(tmp_path / "series"))
+    for share, fits in ((0.45, True), (0.55, False)):
+        moved = series.affine.copy()
+        moved[:3, 3] += share * moved[:3, 1]
+        image = like.clone()
+        image.affine = torch.from_numpy(moved)
+        if fits:
+            assert len(read_reference(image).images) == SHAPE[2]
+        else:
+            with pytest.raises(InputError, match="ImagePositionPatient"):
+                read_reference(image)
 
 
 @pytest.mark.parametrize(
