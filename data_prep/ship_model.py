@@ -48,6 +48,7 @@ def main() -> None:
     save_tensors(given.out / WEIGHTS, half)
     atomic_text(given.out / CONFIG, (given.run / CONFIG).read_text(encoding="utf-8"))
     card = read_card(given.run)
+    card["codes"] = {k: f"{k} hippocampus" for k in ("anterior", "posterior")}
     card |= {"licence": "CC-BY-SA-4.0", "sha256": {WEIGHTS: file_sha256(given.out / WEIGHTS)}}
     atomic_text(given.out / CARD, json.dumps(card, indent=2) + "\n")
     atomic_text(given.out / "LICENSE.md", LICENCE)

@@ -53,10 +53,10 @@ def probabilistic_unet() -> Keys:
 
     Departures: cross-entropy is a mean over voxels and the KL is divided by their number, which is
     the paper's sum up to a factor; widths, four levels, two convolutions a block (three in the
-    released code) and the U-Net's instance norm are the package's, for two CPU cores and equal
-    parameters; the two nets are narrower than the U-Net's encoder, where the paper has them equal,
-    and are no deeper; multi-class regions use sigmoids. Windows of a draw share its random numbers;
-    each has a prior of its own.
+    released code) and norms (none in the released code) are the package's, for two CPU cores, equal
+    parameters and its learning rates; log sigma is held within 5; the two nets are narrower than
+    the U-Net's encoder, where the released code has them equal; overlapping regions use sigmoids.
+    Windows of a draw share its random numbers; each has a prior of its own.
     """
     return {
         "model": {

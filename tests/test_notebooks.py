@@ -11,7 +11,13 @@ from nbclient import NotebookClient
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "count"), [("01_quickstart", 1), ("02_diffusion_core", 3), ("04_hospital_scan", 1)]
+    ("name", "count"),
+    [
+        ("01_quickstart", 1),
+        ("02_diffusion_core", 3),
+        ("03_many_plausible_masks", 4),
+        ("04_hospital_scan", 1),
+    ],
 )
 def test_notebook_runs(repository: Path, tmp_path: Path, name: str, count: int) -> None:
     """Its last code cell asserts a Dice; here we see that it was reached."""

@@ -270,6 +270,15 @@ def test_bca_of_what_does_not_exist_is_blank():
     assert statistics.bca_interval(np.mean, [0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
 
 
+@pytest.mark.parametrize(("blank", "known"), [(10, False), (9, True)])
+def test_bca_takes_more_than_half_of_the_resamples(blank: int, known: bool):
+    drawn = np.append(np.arange(20.0 - blank), np.full(blank, math.nan))
+    ends = statistics._bca_ends(
+        observed=5.0, drawn=drawn, without_one=np.array([4.0, 5.0, 6.0]), confidence=0.95
+    )
+    assert [math.isfinite(end) for end in ends] == [known, known]
+
+
 def test_a_claim_from_fewer_than_three_seeds_says_so():
     clear = np.linspace(0.4, 0.6, 20)
     assert "Training seeds: 2; the claim takes 3 or more." in verdict_of(clear, 0 * clear, seeds=2)

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from medseg_diff.networks.layout import memory_layout, to_layout
 from medseg_diff.networks.unet import pad_to_multiple
 
+# Log standard deviations stay within this softly: their exponentials are squared and divided.
+LARGEST_LOG_SD = 5.0
+
 
 class Gaussian(NamedTuple):
     """Axis-aligned normal distributions of latents, one a sample.
@@ -44,18 +47,13 @@ class Gaussian(NamedTuple):
         return Gaussian(*(values.repeat_interleave(draws, 0) for values in self))
 
 
-def active(layer: nn.Conv2d | nn.Conv3d) -> list[nn.Module]:
-    """A convolution and LeakyReLU 0.1, with weights that keep the variance where no norm does."""
-    nn.init.kaiming_normal_(layer.weight, 0.1)
-    return [layer, nn.LeakyReLU(0.1, inplace=True)]
-
-
 class GaussianEncoder(nn.Module):
     """Prior or posterior net: maps (B, C, *S) of any size -> a distribution of latents.
 
-    Two convolutions with LeakyReLU a level, average pooling between levels, the mean over space,
-    one linear layer. There is no norm: instance norm would fix the very means that are read at the
-    end, and turn a deepest map of one voxel into a constant.
+    Two convolutions with norm and LeakyReLU a level, average pooling between levels, the mean over
+    space, one linear layer. The norm is over channels and space together (one group): instance
+    norm would fix the very means that are read at the end, and turn a deepest map of one voxel into
+    a constant; without any, training at the package's learning rates diverged.
 
     Args:
         spatial_dims: 2 or 3.
@@ -76,7 +74,8 @@ class GaussianEncoder(nn.Module):
         ):
             layers += [pool(2)] if level else []
             for channels in (into, width):
-                layers += active(conv(channels, width, 3, padding=1))
+                layers += [conv(channels, width, 3, padding=1), nn.GroupNorm(1, width)]
+                layers += [nn.LeakyReLU(0.1, inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.factor = 2 ** (len(features) - 1)
         self.head = nn.Linear(features[-1], 2 * latent)
@@ -88,7 +87,7 @@ class GaussianEncoder(nn.Module):
         x = pad_to_multiple(x, self.factor).contiguous(memory_format=self.layout)
         maps = self.layers(x)
         mean, log_sd = self.head(maps.flatten(2).mean(2)).float().chunk(2, 1)
-        return Gaussian(mean, log_sd)
+        return Gaussian(mean, LARGEST_LOG_SD * (log_sd / LARGEST_LOG_SD).tanh())
 
 
 class LatentHead(nn.Module):
@@ -112,7 +111,9 @@ class LatentHead(nn.Module):
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         hidden: list[nn.Module] = []
         for into in (channels + latent, *[channels] * (layers - 1)):
-            hidden += active(conv(into, channels, 1))
+            layer = conv(into, channels, 1)
+            nn.init.kaiming_normal_(layer.weight, 0.1)
+            hidden += [layer, nn.LeakyReLU(0.1, inplace=True)]
         self.layers = nn.Sequential(*hidden, conv(channels, out_channels, 1))
         to_layout(self, memory_layout(spatial_dims))
 
