@@ -87,7 +87,7 @@ def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
 
     config = load_config(run / "config.yaml")
     own = config.prediction
-    if config.model.kind == "unet":
+    if config.model.kind == "unet" and config.model.dropout == 0:
         return [Settings(1, 1, own.sampler)]
     if given.as_configured:
         return [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]

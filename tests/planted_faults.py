@@ -594,7 +594,7 @@ DOUBT = [
     Fault("(spacing > 0)).all()", "(spacing >= 0)).all()"),
 ]
 MORPHOLOGY = [
-    Fault("result[before & ~found[value]] = 0", "pass"),
+    Fault("result[before & ~after] = 0", "pass"),
     Fault("distance < nearest", "distance > -1"),
     Fault("distance < nearest", "distance <= 1e9"),
     Fault("(labels != value)", "(labels == value)"),

@@ -324,8 +324,22 @@ def test_draws_that_contradict_each_other_everywhere_stay_undecided():
     assert np.isfinite(found.confusion).all()
 
 
-def test_a_hundred_sure_draws_do_not_underflow():
-    """A plain product of rates over 200 draws is 0 under either truth."""
+def test_a_vote_cast_only_in_ties_starts_from_shares():
+    """The last voxel's votes, 2 and 3, occur nowhere else; ITK leaves it undecided."""
+    found = staple_labels(np.array([[0, 0, 1, 1, 2], [0, 0, 1, 1, 3]]), 4)
+    np.testing.assert_allclose(found.probability[:, 4], [0, 0, 0.5, 0.5], atol=1e-6)
+    assert found.labels.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_a_thousand_draws_do_not_underflow():
+    """The product of 1200 rates near 1/2 is 0 in double precision under either truth."""
+    draws = np.random.default_rng(8).random((1200, 50)) < 0.5
+    found = staple_mask(draws, max_iterations=2)
+    assert np.isfinite(found.probability).all()
+    assert np.isfinite(found.sensitivity).all()
+
+
+def test_three_good_draws_among_many_coin_flips_are_found():
     rng = np.random.default_rng(7)
     truth = np.arange(3000) % 3 == 0
     draws = truth ^ (rng.random((200, 3000)) < 0.5)
@@ -370,6 +384,7 @@ def test_fifty_draws_of_a_large_volume_are_a_few_rows():
     [
         ([], "at least one draw"),
         ([np.zeros(3, bool), np.zeros(4, bool)], "shape"),
+        ([np.zeros((2, 3), bool), np.zeros((3, 2), bool)], "shape"),
         ([np.full(3, 2)], "votes must lie"),
         ([np.full(3, -1)], "votes must lie"),
         ([np.zeros(3)], "boolean"),
