@@ -545,7 +545,6 @@ STAPLE = [
     Fault("return theta, iteration, True", "return before, iteration, True"),
     Fault("return theta, max_iterations, False", "return theta, max_iterations, True"),
     Fault("most * (most.sum(1, keepdims=True) == 1)", "most"),
-    Fault("np.where(decided.sum(1, keepdims=True) > 0, decided, em.mass(em.shares))", "decided"),
     Fault("total = mass.sum(1, keepdims=True)", "total = mass.sum(2, keepdims=True)"),
     Fault("total = mass.sum(2, keepdims=True)", "total = mass.sum(1, keepdims=True)"),
     Fault("np.where(empty, np.eye(theta.shape[1]), theta)", "theta"),

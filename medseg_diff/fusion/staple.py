@@ -141,11 +141,11 @@ def staple_labels(
     """Fuse N label maps by one confusion matrix per draw.
 
     Start and stop are those of ITK's MultiLabelSTAPLEImageFilter: the start is P(T = c | d_n = d),
-    counted where one label has more votes than any other and T is taken to be that label. A vote
-    cast only where votes tie, which leaves ITK without a start and its voxels undecided, is
-    counted with shares of votes for T. Up to ITK 5.4 that filter counts a voxel whose votes tie
-    as a vote for the next label (its matrix has no column for ties), so the two agree to the last
-    digits where no votes tie, and otherwise start apart.
+    counted where one label has more votes than any other and T is taken to be that label. Voxels
+    whose votes were cast only where votes tie have no start: ITK leaves them undecided, here they
+    begin with the prior. Up to ITK 5.4 that filter counts a voxel whose votes tie as a vote for
+    the next label (its matrix has no column for ties), so the two agree to the last digits where
+    no votes tie, and otherwise start apart.
 
     Args:
         draws: N label maps (*S), values in 0 ... ``classes`` - 1.
@@ -236,8 +236,7 @@ class _Expectation:
 def _voted_start(em: _Expectation) -> Float64:
     """P(T = c | d_n = d), (N, c, d), with the vote's winner for T: see the caller."""
     most = em.shares == em.shares.max(1, keepdims=True)
-    decided = em.mass(most * (most.sum(1, keepdims=True) == 1))
-    mass = np.where(decided.sum(1, keepdims=True) > 0, decided, em.mass(em.shares))
+    mass = em.mass(most * (most.sum(1, keepdims=True) == 1))
     total = mass.sum(1, keepdims=True)
     result: Float64 = mass / np.where(total > 0, total, 1)
     return result

@@ -317,14 +317,14 @@ def test_any_votes_give_probabilities_and_order_does_not_matter(draws, random):
 
 
 def test_draws_that_contradict_each_other_everywhere_stay_undecided():
-    """ITK has no start here, because no vote wins; shares of votes start instead."""
+    """ITK has no start here, because no vote wins; the prior starts instead."""
     maps = np.array([[1, 1, 2, 2], [2, 2, 1, 1]])
     found = staple_labels(maps, 3)
     np.testing.assert_allclose(found.probability[:, 0], [0, 0.5, 0.5], atol=1e-6)
     assert np.isfinite(found.confusion).all()
 
 
-def test_a_vote_cast_only_in_ties_starts_from_shares():
+def test_a_vote_cast_only_in_ties_starts_from_the_prior():
     """The last voxel's votes, 2 and 3, occur nowhere else; ITK leaves it undecided."""
     found = staple_labels(np.array([[0, 0, 1, 1, 2], [0, 0, 1, 1, 3]]), 4)
     np.testing.assert_allclose(found.probability[:, 4], [0, 0, 0.5, 0.5], atol=1e-6)
