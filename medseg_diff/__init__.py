@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from medseg_diff.errors import InputError
 
 if TYPE_CHECKING:
-    from medseg_diff.inference import Answer, Predictor, load
+    from medseg_diff.answer import Answer
+    from medseg_diff.inference import Predictor, load
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "InputError", "Predictor", "__version__", "load"]

@@ -18,10 +18,11 @@ from typing import Any
 import pandas as pd
 
 from medseg_diff import __version__, io
+from medseg_diff.answer import Answer
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import atomic_text, content_sha256, file_sha256
-from medseg_diff.inference import Answer, Predictor
+from medseg_diff.inference import Predictor
 from medseg_diff.manifest import DONE, FAILED, Entry, Manifest, canonical
 
 ALL_DONE, NOTHING_DONE, SOME_FAILED = 0, 1, 8

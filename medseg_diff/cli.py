@@ -107,6 +107,10 @@ def predict(
     flip: Annotated[
         list[int] | None, typer.Option(help="Axis to mirror for further members; repeatable.")
     ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="Clean-up by structure, as YAML: '{liver: {keep_largest: true}}'."),
+    ] = None,
     save_draws: Annotated[
         bool, typer.Option("--save-draws", help="Also write every draw's mask, in one file.")
     ] = False,
@@ -166,6 +170,7 @@ def predict(
         fuse=fuse,
         settle=settle,
         flips=flip,
+        shapes=_shapes(shapes),
         save_draws=save_draws,
         seed=seed,
         batch_size=batch_size,
@@ -261,6 +266,26 @@ def info(
     from medseg_diff.describe import describe
 
     print(describe(target))
+
+
+def _shapes(text: str | None) -> dict[str, object] | None:
+    """What `--shapes` says; its keys are checked where structures are known."""
+    if text is None:
+        return None
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            "not a mapping",
+            field="--shapes",
+            found=repr(text),
+            expected="'{name: {keep_largest: true, fill_holes: true, min_volume_mm3: 20}}'",
+        )
+    return found
 
 
 def _read_options(

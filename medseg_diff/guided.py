@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medseg_diff.answer import Answer
 from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PlanConfig
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.inference import Answer, Predictor, Scan
+from medseg_diff.inference import Predictor, Scan
 from medseg_diff.model import DiffusionModel, LatentModel, UNetModel
 from medseg_diff.model.guide import Guide
 

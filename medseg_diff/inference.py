@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg_diff import __version__, io
+from medseg_diff.answer import Answer, WayBack
 from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import (
@@ -26,43 +27,19 @@ from medseg_diff.data.transforms import (
     normalise,
     spacing_of,
     to_model_grid,
-    to_scan_grid,
 )
 from medseg_diff.draws import DrawMasks, Fused, doubt_of_structures, expected_change
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import content_sha256
-from medseg_diff.fusion import predictive_entropy
 from medseg_diff.model import Sampling, with_flips
-from medseg_diff.morphology import Cleanup, clean_labels
-from medseg_diff.temperature import apply_temperature
+from medseg_diff.morphology import ShapeRule, clean_by_rules, clean_labels
 
 SHIPPED = ("hippocampus",)
 # A structure that fills this share of a scan is more often a failure than an organ.
 LARGE_SHARE = 0.5
 
 Scan = str | Path | Mapping[str, str | Path]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model says about one scan.
-
-    Attributes:
-        mask: Label map (1, *S), int16.
-        probability: One volume per foreground structure, (K, *S), float32 in [0, 1].
-        doubt: Four volumes, (4, *S): predictive entropy in [0, 1], variance between draws, and
-            the entropy's two parts: the mean entropy of single draws (what each draw doubts) and
-            the mutual information (where draws disagree).
-        draws: The draws' own label maps, (N, *S), uint8 or int16; None unless asked for.
-        record: What the case's JSON says: settings, versions, hashes, volumes, warnings.
-    """
-
-    mask: MetaTensor
-    probability: MetaTensor
-    doubt: MetaTensor
-    record: dict[str, Any] = field(repr=False)
-    draws: MetaTensor | None = None
 
 
 def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor:
@@ -138,6 +115,7 @@ class Predictor:
         fuse: str | None = None,
         settle: float | None = None,
         flips: Sequence[int] | None = None,
+        shapes: Mapping[str, Any] | None = None,
         save_draws: bool = False,
         calibrated: bool = True,
         seed: int = 0,
@@ -155,6 +133,8 @@ class Predictor:
             fuse: Fusion rule, see :class:`medseg_diff.config.PredictionConfig`.
             settle: Stop drawing when the mask is expected to change less than this share.
             flips: Axes of the model's grid to mirror for further members.
+            shapes: Structure name to what it should look like, see
+                :class:`medseg_diff.config.prediction.ShapeConfig`.
             save_draws: Also return every draw's own label map.
             calibrated: Use the temperature that the model card holds, if it holds one.
             seed: With the case's name it fixes the noise, hence the answer.
@@ -173,6 +153,7 @@ class Predictor:
             "fuse": fuse,
             "settle": settle,
             "flips": flips,
+            "shapes": shapes,
             "batch_size": batch_size,
         }
         given = {key: value for key, value in asked.items() if value is not None}
@@ -191,8 +172,10 @@ class Predictor:
             warnings.append("constant image: the mask is empty")
             fused = self._nothing(fused)
         temperature = self._temperature() if calibrated else None
-        answer = self._on_scan_grid(fused, placed, pipeline, settings.cleanup, temperature)
-        drawn = self._draws(fused, placed, pipeline) if save_draws else None
+        way_back = WayBack(self.codec, placed, pipeline)
+        answer = way_back.answer(fused, temperature)
+        answer = replace(answer, mask=self._cleaned(answer.mask, settings))
+        drawn = way_back.draws(fused) if save_draws else None
         record = self._record(answer, image, fused, settings)
         warnings += self._plausibility(answer.mask)
         record |= {
@@ -257,34 +240,28 @@ class Predictor:
         masks = DrawMasks(empty, fused.masks.counts)
         return Fused(probability, nothing, nothing, masks, fused.network_calls)
 
-    def _on_scan_grid(
-        self,
-        fused: Fused,
-        placed: MetaTensor,
-        pipeline: Any,
-        cleanup: Cleanup,
-        temperature: float | None,
-    ) -> Answer:
-        stacked = np.concatenate([fused.probability, fused.variance[None], fused.entropy[None]])
-        back = to_scan_grid(torch.from_numpy(stacked), placed, pipeline)
-        probability, variance, single = back[:-2], back[-2], back[-1].as_tensor()
-        plain = probability.numpy()
-        mask = self.codec.decode(probability.as_tensor()[None])[0]
+    def _cleaned(self, mask: MetaTensor, settings: PredictionConfig) -> MetaTensor:
+        """The mask with every structure's shape put right, as the settings ask."""
+        unknown = [name for name in settings.shapes if self.task.labels.get(name, 0) == 0]
+        if unknown:
+            raise UsageError(
+                "no such structure",
+                field="prediction.shapes",
+                found=", ".join(unknown),
+                expected=", ".join(k for k, v in self.task.labels.items() if v != 0),
+            )
         values = sorted(v for v in self.task.labels.values() if v != 0)
-        mask = torch.from_numpy(clean_labels(mask.numpy(), values, cleanup))
-        entropy = torch.from_numpy(predictive_entropy(plain, exclusive=self.codec.exclusive))
-        shared = (entropy - single).clamp(min=0)
-        doubt = torch.stack([entropy, variance.as_tensor(), single, shared])
-        first = 1 if self.codec.exclusive else 0
-        # Monotone: no voxel changes sides. Doubt stays that of the draws as they are.
-        if temperature is not None:
-            plain = apply_temperature(plain, temperature, exclusive=self.codec.exclusive)
-        meta = {key: value for key, value in placed.meta.items() if key != "affine"}
-
-        def image(values: torch.Tensor) -> MetaTensor:
-            return MetaTensor(values.contiguous(), affine=back.affine, meta=dict(meta))
-
-        return Answer(image(mask), image(torch.from_numpy(plain[first:])), image(doubt), {})
+        labels = clean_labels(mask.numpy(), values, settings.cleanup)
+        if settings.shapes:
+            rules = {
+                self.task.labels[name]: ShapeRule(**shape.model_dump())
+                for name, shape in settings.shapes.items()
+            }
+            spacing = spacing_of(mask)[: labels.ndim - 1]
+            labels = clean_by_rules(labels[0], rules, spacing)[None]
+        cleaned = mask.clone()
+        cleaned.set_(torch.from_numpy(np.ascontiguousarray(labels)))
+        return cleaned
 
     def _temperature(self) -> float | None:
         """The card's, for a single run; the members of an ensemble each have their own."""
@@ -299,19 +276,6 @@ class Predictor:
         if not self.codec.exclusive:
             return planes
         return torch.cat([(1 - planes.sum(0, keepdim=True)).clamp(min=0), planes])
-
-    def _draws(self, fused: Fused, placed: MetaTensor, pipeline: Any) -> MetaTensor:
-        """Each draw's label map on the scan's grid, brought back as its presence in [0, 1]."""
-        maps = []
-        for mask in fused.masks:
-            planes = mask.astype(np.float32)
-            if self.codec.exclusive:
-                planes = np.concatenate([1 - planes.sum(0, keepdims=True), planes])
-            back = to_scan_grid(torch.from_numpy(planes), placed, pipeline)
-            labels = self.codec.decode(back.as_tensor()[None])[0]
-            maps.append(labels.to(torch.uint8) if int(labels.max()) < 256 else labels)
-        meta = {key: value for key, value in placed.meta.items() if key != "affine"}
-        return MetaTensor(torch.cat(maps), affine=back.affine, meta=meta)
 
     def _record(
         self, answer: Answer, image: MetaTensor, fused: Fused, settings: PredictionConfig
@@ -336,6 +300,7 @@ class Predictor:
             "sampler": settings.sampler,
             "fuse": settings.fuse,
             "cleanup": settings.cleanup,
+            "shapes": {name: one.model_dump() for name, one in settings.shapes.items()},
             "settle": settings.settle,
             "flips": list(settings.flips),
             "models": len(self.runs),

@@ -799,7 +799,7 @@ PLAN = [
     ("fusion/moments.py", "test_fusion.py fusion/test_weighted.py", MOMENTS),
     ("fusion/step_uncertainty.py", "test_fusion.py", STEP_UNCERTAINTY),
     ("fusion/votes.py", "test_fusion.py fusion/test_votes.py", VOTES),
-    ("fusion/staple.py", "fusion/test_staple.py", STAPLE),
+    ("fusion/staple.py", "fusion/test_staple.py fusion/test_voting_patterns.py", STAPLE),
     ("fusion/weighted.py", "fusion/test_weighted.py", WEIGHTED),
     ("fusion/doubt.py", "fusion/test_doubt.py", DOUBT),
     ("morphology.py", "test_morphology.py", MORPHOLOGY),

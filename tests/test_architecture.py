@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
     "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws", "windows",
-    "ensemble", "morphology", "inference", "guided", "manifest", "batch", "pairing",
+    "ensemble", "morphology", "answer", "inference", "guided", "manifest", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",

@@ -1,18 +1,16 @@
 """Frozen, typed configuration: what a YAML may say, checked at the door."""
 
+from medseg_diff.config.base import Section
 from medseg_diff.config.parse import load_config, merged, parse_config
+from medseg_diff.config.prediction import FuseName, PredictionConfig, SamplerName
 from medseg_diff.config.sections import (
     Config,
     DataConfig,
-    FuseName,
     LatentConfig,
     ModelConfig,
     Normalisation,
     ObjectiveConfig,
     PlanConfig,
-    PredictionConfig,
-    SamplerName,
-    Section,
     TaskConfig,
     TrainingConfig,
 )

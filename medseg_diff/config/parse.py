@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from medseg_diff.config.sections import Config, Section
+from medseg_diff.config.base import Section
+from medseg_diff.config.sections import Config
 from medseg_diff.errors import UsageError
 
 

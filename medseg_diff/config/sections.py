@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from medseg_diff.config.base import Section
 from medseg_diff.config.contradictions import contradictions
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from medseg_diff.config.prediction import PredictionConfig
 
 
 class Normalisation(Section):
@@ -281,78 +277,6 @@ class TrainingConfig(Section):
         "which straightens it; prediction does not need it",
     )
     reflow_steps: int = Field(20, ge=1, description="Euler steps from a pair's noise to its mask")
-
-
-SamplerName = Literal[
-    "ddim",
-    "ancestral",
-    "analytic",
-    "dpm_solver_2m",
-    "dpm_solver_3m",
-    "dpm_solver_sde",
-    "unipc",
-    "euler",
-    "heun",
-    "predictor_corrector",
-    "consistency",
-]
-
-
-FuseName = Literal[
-    "mean",
-    "majority",
-    "staple",
-    "certainty",
-    "step_uncertainty",
-    "step_uncertainty_paper",
-    "step_sum",
-]
-
-
-class PredictionConfig(Section):
-    """How masks are drawn; every key can be overridden at the command line."""
-
-    draws: int = Field(5, ge=1)
-    steps: int = Field(5, ge=1)
-    validation_steps: int | None = Field(
-        None, ge=1, description="steps while training validates; None takes steps"
-    )
-    sampler: SamplerName = "ddim"
-    grid: Literal["uniform", "quadratic", "karras", "log_snr"] = "uniform"
-    t_max: float = Field(1.0, gt=0, le=1, description="noisiest time of the grid")
-    guidance: float = Field(
-        1.0, ge=0, description="classifier-free guidance; 1 is none, others need condition_dropout"
-    )
-    dynamic_threshold: float | None = Field(
-        None, gt=0, le=1, description="percentile of Imagen's dynamic threshold"
-    )
-    fuse: FuseName = "mean"
-    settle: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="stop drawing when further draws are expected to change less than this share "
-        "of the mask; draws is then the most",
-    )
-    flips: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
-        (),
-        description="axes of the plan's grid to mirror at test time; every combination is a "
-        "further member of the ensemble",
-    )
-    cleanup: Literal["none", "morphology", "largest"] = Field(
-        "none", description="clean-up of the mask by shape, after fusion"
-    )
-    overlap: float = Field(0.5, ge=0, lt=1)
-    batch_size: int = Field(8, ge=1, description="windows x draws in one network call")
-
-    @model_validator(mode="after")
-    def _settles(self) -> PredictionConfig:
-        if self.settle is not None and self.fuse not in ("mean", "majority", "staple"):
-            raise ValueError(
-                f"settle watches the mean of the draws, which fuse '{self.fuse}' does not use: "
-                "take mean, majority or staple"
-            )
-        return self
 
 
 class Config(Section):
