@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from medseg_diff import __version__, io
 from medseg_diff.answer import Answer, WayBack
@@ -165,6 +166,7 @@ class Predictor:
         image = load_image(channels, self.task, options or io.ReadOptions())
         self._check_depth(image, first)
         warnings = list(image.meta.get("warnings", ()))
+        warnings += _intensities(image, self.task.modality)
         pipeline = to_model_grid(self.plan)
         placed: MetaTensor = pipeline(image)
         fused = self._infer(placed, name, settings, seed)
@@ -334,7 +336,28 @@ class Predictor:
                 sentences.append(f"{name}: nothing was found")
             elif share > LARGE_SHARE:
                 sentences.append(f"{name}: fills {share:.0%} of the scan")
+            if share and _touches_border(np.isin(labels[0], members)):
+                sentences.append(f"{name}: touches the border of the scan and may go on beyond it")
         return sentences
+
+
+def _touches_border(mask: NDArray[np.bool_]) -> bool:
+    """Whether a mask (*S) reaches the first or last voxel of an axis longer than 1."""
+    ends = [mask.take([0, -1], axis) for axis in range(mask.ndim) if mask.shape[axis] > 1]
+    return any(bool(end.any()) for end in ends)
+
+
+def _intensities(image: MetaTensor, modality: str) -> list[str]:
+    """What speaks against a CT's values being Hounsfield units (F28)."""
+    if modality != "CT" or image.meta["kind"] == "raster":
+        return []
+    low, high = float(image.min()), float(image.max())
+    if low >= 0 or high <= 0:
+        return [
+            f"intensity range implausible for CT: {low:g} to {high:g}, where air is -1000 HU and "
+            "water 0; check that the scan is in HU"
+        ]
+    return []
 
 
 def _finite(value: float) -> float | None:

@@ -133,7 +133,7 @@ def test_one_bad_file_does_not_stop_the_rest(tmp_path: Path, predictor):
     np.testing.assert_allclose(table["volume_ml"], table["voxels"] * 3.0 * 3.2 * 3.6 / 1000)
 
 
-def test_a_missing_channel_is_named(tmp_path: Path):
+def test_F69_a_missing_channel_is_named(tmp_path: Path):
     config = tiny_config(
         task={"channels": ["T1", "FLAIR"]}, plan={"normalisation": [*BRIGHT, *BRIGHT]}
     )

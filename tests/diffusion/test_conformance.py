@@ -78,6 +78,7 @@ def test_conformance(sampler: str, name: str, grid: GridName):
                 assert tensor.shape == shape
                 assert tensor.dtype == dtype
                 assert bool(tensor.isfinite().all())
+            assert torch.equal(step.clean, walk.clean)
         assert STEPS <= len(walk.called) <= entry.calls * STEPS
         assert walk.called[0] == times[0]
         assert set(walk.called) == set(times[:-1])
