@@ -29,7 +29,7 @@ from medseg_diff.risk import AURC_DEFINITION, risk_coverage, score_doubt
 
 DOUBTS = {
     "spread": "1 - mean Dice between draws",
-    "entropy": "predictive entropy summed over the scan, per predicted voxel",
+    "entropy": "predictive entropy per predicted voxel",
 }
 _PLAUSIBLE = {
     "ged2": "GED²",
