@@ -619,19 +619,58 @@ NOISE = [
     Fault("digest()[:16]", "digest()[16:]"),
 ]
 ENSEMBLE = [
-    Fault("[member * request.draws + d for d in chosen]", "list(chosen)"),
+    Fault("[member * self.request.draws + d for d in chosen]", "list(chosen)"),
+    Fault("if chosen.start == 0 else []", "if chosen.start > 0 else []"),
     Fault("lambda k: noise(k + 1)", "lambda k: noise(0)"),
     Fault("present << (7 - bit)", "present << bit"),
-    Fault("canvas.weight[place] += importance", "canvas.weight[place] += 1"),
-    Fault("answer.variance.mean(0)", "answer.variance.sum(0)"),
+    Fault("fused.joined(answer)", "answer"),
+    Fault("_change(work, fused) < request.settle", "_change(work, fused) > request.settle"),
+    Fault("max(FIRST_ROUND, 2 * start)", "max(FIRST_ROUND, start + 1)"),
+    Fault("self.entropy.add(predictive_entropy(p,", "self.entropy.add(0 * predictive_entropy(p,"),
+    Fault('request.fuse in ("majority", "staple")', "False"),
+    Fault("mean = self.weighted.probability()", "pass"),
+    Fault("if len(group) == len(work.places):", "if False:"),
     Fault(
         "for place in group\n            for f in fields",
         "for f in fields\n            for place in group",
     ),
     Fault("f.window([s.start for s in place]", "f.window([0 for s in place]"),
+]
+WINDOWS = [
+    Fault("self._weight[place] += weight", "self._weight[place] += 1"),
+    Fault("answer.variance.mean(0)", "answer.variance.sum(0)"),
+    Fault("weight * answer.entropy", "answer.entropy"),
+    Fault("closer = weight > self._nearest[place]", "closer = weight < self._nearest[place]"),
+    Fault("np.maximum(self._nearest[place], weight", "np.minimum(self._nearest[place], weight"),
+    Fault('mode="edge"), tuple(shape)', 'mode="edge"), tuple(image.shape)'),
+]
+DRAWS = [
+    Fault("packed[..., byte] >> (7 - bit)", "packed[..., byte] >> bit"),
+    Fault("theirs / (ours + theirs)", "ours / (ours + theirs)"),
+    Fault("share * (1 - share) * apart.mean(0)", "share * apart.mean(0)"),
+    Fault("+ between,", ","),
+    Fault("len(p) / (draws - 1)", "len(p) / draws"),
+    Fault("np.sqrt(2 * total)", "np.sqrt(total)"),
+    Fault("margin, error = first - second", "margin, error = first"),
+    Fault("changed / max(size, 1)", "changed"),
+    Fault("planes /= len(fused.masks)", "planes /= planes.max()"),
+    Fault("[1 - planes.sum(0, keepdims=True), planes]", "[planes.sum(0, keepdims=True), planes]"),
+    Fault("axis1=1, axis2=2)[:, 1:].T", "axis1=1, axis2=2)[:, :-1].T"),
+    Fault("float(np.prod(spacing_mm)) / 1000", "float(np.sum(spacing_mm)) / 1000"),
+    Fault("axis=-1, count=count", "axis=-1, count=8"),
+]
+MANIFEST = [
+    Fault("entry.owner == self.owner", "entry.owner != self.owner"),
+    Fault("time.time() - (entry.claimed or 0) < self.lease", "True"),
+    Fault("float(started)) < 1", "float(started)) >= 0"),
     Fault(
-        "closer = importance > canvas.nearest[place]", "closer = importance < canvas.nearest[place]"
+        "except psutil.NoSuchProcess:\n            return False",
+        "except psutil.NoSuchProcess:\n            return True",
     ),
+    Fault("if afresh and busy:", "if False:"),
+    Fault("FAILED if error else DONE", "DONE"),
+    Fault("AND owner = ?", "AND owner != ?"),
+    Fault('self._base.execute("DELETE FROM cases")', "pass"),
 ]
 PLAUSIBILITY = [
     Fault("2 * cross - float(distance[:n, :n].mean())", "cross - float(distance[:n, :n].mean())"),
@@ -804,7 +843,10 @@ PLAN = [
     ("fusion/doubt.py", "fusion/test_doubt.py", DOUBT),
     ("morphology.py", "test_morphology.py", MORPHOLOGY),
     ("noise.py", "test_noise.py", NOISE),
-    ("ensemble.py", "test_ensemble.py", ENSEMBLE),
+    ("ensemble.py", "test_ensemble.py test_draws.py test_fused_draws.py", ENSEMBLE),
+    ("windows.py", "test_ensemble.py test_draws.py", WINDOWS),
+    ("draws.py", "test_draws.py test_fused_draws.py", DRAWS),
+    ("manifest.py", "test_manifest.py", MANIFEST),
     ("plausibility.py", "test_plausibility.py", PLAUSIBILITY),
     ("calibration.py", "test_calibration.py", CALIBRATION),
     ("temperature.py", "test_temperature.py", TEMPERATURE),
