@@ -653,7 +653,7 @@ DRAWS = [
     Fault("np.sqrt(2 * total)", "np.sqrt(total)"),
     Fault("margin, error = first - second", "margin, error = first"),
     Fault("changed / max(size, 1)", "changed"),
-    Fault("planes /= len(fused.masks)", "planes /= planes.max()"),
+    Fault("planes /= len(fused.masks)", "planes /= len(fused.masks) - 1"),
     Fault("[1 - planes.sum(0, keepdims=True), planes]", "[planes.sum(0, keepdims=True), planes]"),
     Fault("axis1=1, axis2=2)[:, 1:].T", "axis1=1, axis2=2)[:, :-1].T"),
     Fault("float(np.prod(spacing_mm)) / 1000", "float(np.sum(spacing_mm)) / 1000"),
