@@ -157,12 +157,19 @@ def predict(
         predictor = guided(predictor, guide, guide_scale)
     cases = find_cases(input, predictor.task.channels)
     check_output(out, cases)
+    told: list[str] = []
+    line = _line_per_case(len(cases))
+
+    def report(index: int, outcome: Outcome) -> None:
+        told.append(outcome.case)
+        line(index, outcome)
+
     code = predict_many(
         predictor,
         cases,
         out,
         go_on=go_on,
-        report=_line_per_case(len(cases)),
+        report=report,
         dicom_seg=dicom_seg,
         draws=draws,
         steps=steps,
@@ -176,6 +183,8 @@ def predict(
         batch_size=batch_size,
         options=options,
     )
+    if len(told) < len(cases):
+        print(f"{len(cases) - len(told)} cases were done before, or are another process's")
     print(f"written to {out}")
     raise typer.Exit(code)
 

@@ -248,3 +248,20 @@ def test_K10_killed_at_a_random_moment(tmp_path: Path, seed: int) -> None:
     again = counted(source, out)
     assert not done & set(again)
     assert states(out) == dict.fromkeys(sorted(wanted), DONE)
+
+
+def test_the_command_says_what_it_passed_over(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from medseg_diff.cli import app
+    from tests.tiny import save_untrained
+
+    source = scans(tmp_path / "in", 2)
+    run = save_untrained(tmp_path / "run", tiny_config(plan={"normalisation": BRIGHT}))
+    words = ["predict", "--model", run, "--input", source, "--out", tmp_path / "out", "--continue"]
+    first = CliRunner().invoke(app, [str(word) for word in words])
+    assert first.exit_code == 0, first.output
+    assert "[2/2] case1" in first.output
+    assert "done before" not in first.output
+    again = CliRunner().invoke(app, [str(word) for word in words])
+    assert "2 cases were done before" in again.output
