@@ -109,6 +109,26 @@ def test_draws_stop_when_the_mask_has_settled():
     assert len(infer([quiet], image, (8, 8, 8), request(draws=64, settle=0.02)).masks) == 4
 
 
+def test_rounds_double(monkeypatch: pytest.MonkeyPatch):
+    """4, 4, 8, 16 draws and what is left; the mask is looked at in between."""
+    from medseg_diff import ensemble
+
+    seen = []
+
+    def never(work, fused):
+        seen.append(len(fused.masks))
+        return 1.0
+
+    monkeypatch.setattr(ensemble, "_change", never)
+    infer(
+        [Threshold(TWO, noise=0.5)],
+        image_of(4, 4, 4),
+        (4, 4, 4),
+        request(draws=37, settle=0.5),
+    )
+    assert seen == [4, 8, 16, 32, 37]
+
+
 def test_settled_draws_are_the_first_of_all_draws():
     """Rounds change which draws are made, never a draw; contexts are encoded once."""
     model, image = Threshold(TWO, noise=0.5), image_of(8, 8, 8)

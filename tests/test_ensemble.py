@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from medseg_diff.codecs import OneHotCodec
-from medseg_diff.ensemble import Fused, Request, infer, windows
+from medseg_diff.draws import Fused
+from medseg_diff.ensemble import Request, infer
 from medseg_diff.model import Estimate, Sampling, SegmentationModel, build_model
 from medseg_diff.networks.conditioners import Context
 from medseg_diff.noise import NoiseField
+from medseg_diff.windows import importance, windows
 from tests.tiny import Threshold, tiny_config
 
 TWO = OneHotCodec(((0,), (1,)))
@@ -90,6 +92,8 @@ def test_blending_keeps_a_constant(shape, patch, overlap: float):
     np.testing.assert_allclose(fused.probability[1], 0.7, atol=1e-6)
     np.testing.assert_allclose(fused.probability[0], 0.3, atol=1e-6)
     assert not fused.variance.any()
+    entropy = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7)) / np.log(2)
+    np.testing.assert_allclose(fused.entropy, entropy, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,9 @@ def test_moments_over_draws_are_those_of_the_draws():
     draws = np.stack(alone)
     np.testing.assert_allclose(fused.probability, draws.mean(0), atol=1e-6)
     np.testing.assert_allclose(fused.variance, draws.var(0).mean(0), atol=1e-6)
+    entropy = -(draws * np.log(np.clip(draws, 1e-12, 1))).sum(1) / np.log(2)
+    np.testing.assert_allclose(fused.entropy, entropy.mean(0), atol=1e-5)
+    assert fused.entropy.max() > 0.01
     masks = draws.argmax(1) == 1
     pairs = [(i, j) for i in range(5) for j in range(i)]
     dice = [2 * (masks[i] & masks[j]).sum() / (masks[i].sum() + masks[j].sum()) for i, j in pairs]
@@ -209,3 +216,30 @@ def test_windows_see_the_noise_of_their_place_draw_and_step(step: int | None, nu
     fields = [NoiseField(0, "c", d, number, 2).window((0, 0, 0), shape)[0] for d in range(2)]
     expected = np.mean([1 / (1 + np.exp(-f)) for f in fields], axis=0)
     np.testing.assert_allclose(fused.probability[1], expected, atol=1e-5)
+
+
+class Half(Constant):
+    """Foreground in the first half of every window."""
+
+    def trajectory(self, context, noise, sampling, fresh_noise=None):
+        p = torch.zeros_like(noise[:, :1])
+        p[:, :, : noise.shape[2] // 2] = 1
+        both = torch.cat([1 - p, p], 1)
+        yield Estimate(0, 0.0, 2 * both - 1, 2 * both - 1, 1, self.codec.probabilities_from_state)
+
+
+def test_a_draws_mask_comes_from_the_window_it_lies_most_central_in():
+    shape, patch = (21, 4, 4), (8, 4, 4)
+    fused = infer([Half()], image_of(*shape), patch, request(overlap=0.75))
+    (mask,) = fused.masks
+    weight, best = importance(patch), np.zeros(shape)
+    wanted = np.zeros(shape, bool)
+    places = windows(shape, patch, 0.75)
+    assert len(places) > 5
+    for place in places:
+        closer = weight > best[place]
+        inside = np.zeros(patch, bool)
+        inside[:4] = True
+        wanted[place] = np.where(closer, inside, wanted[place])
+        best[place] = np.maximum(best[place], weight)
+    np.testing.assert_array_equal(mask[0], wanted)

@@ -15,7 +15,7 @@ from medseg_diff.config import PredictionConfig
 from medseg_diff.draws import DrawMasks, doubt_of_structures
 from medseg_diff.ensemble import infer
 from medseg_diff.errors import UsageError
-from medseg_diff.fusion import certainty_weighted_mean
+from medseg_diff.fusion import certainty_weighted_mean, staple_labels
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.test_draws import image_of, packed, request
 from tests.test_inference import SHAPE, SPACING, reading_predictor
@@ -65,7 +65,10 @@ def test_staple_of_classes_is_simpleitks():
     decided = wanted != 255
     assert decided.mean() > 0.9
     np.testing.assert_array_equal(fused.probability.argmax(0)[decided], wanted[decided])
-    assert np.shape(fused.rates["sensitivity"]) == (2, 5)
+    confusion = staple_labels(labels, 3).confusion
+    for structure in (1, 2):
+        found = fused.rates["sensitivity"][structure - 1]
+        np.testing.assert_allclose(found, confusion[:, structure, structure], atol=1e-6)
 
 
 def test_certainty_weighs_each_draw_by_itself():
