@@ -207,6 +207,9 @@ def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
 
     On leaving, every file is synced, hashed into ``sha256.json``, the folder renamed, and older
     resume points beyond the last two removed.
+
+    Raises:
+        InputError: if the disk is full or fails (K02); earlier resume points stay as they were.
     """
     parent = run / CHECKPOINTS
     parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +226,15 @@ def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
             shutil.rmtree(final)
         temporary.rename(final)
         sync(parent)
+    except OSError as error:
+        kept = [point.name for point in checkpoints(run)]
+        raise InputError(
+            f"the checkpoint of step {step} cannot be written: {error.strerror or error}",
+            file=run,
+            found=f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB free",
+            expected=f"room for {KEPT_CHECKPOINTS + 1} checkpoints",
+            remedy=f"make room, then train with --resume; whole: {', '.join(kept) or 'none'}",
+        ) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)

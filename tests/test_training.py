@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -160,6 +161,31 @@ def test_K01_a_kill_during_the_write_leaves_the_old_checkpoint(
     leftover.mkdir()
     checkpoint.latest_checkpoint(run)
     assert not leftover.exists()
+
+
+def test_K02_a_full_disk_leaves_the_old_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line that says how much room there is; nothing of the new checkpoint stays."""
+    run = tmp_path / "run"
+    with checkpoint.new_checkpoint(run, 1) as folder:
+        (folder / "a").write_text("one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for moment in ("sync", "file_sha256"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, moment, full)
+            with pytest.raises(InputError) as caught, checkpoint.new_checkpoint(run, 2) as folder:
+                (folder / "a").write_text("two")
+        line = str(caught.value)
+        assert "step 2 cannot be written: No space left on device" in line
+        assert "MiB free" in line
+        assert "--resume; whole: step_00000001" in line
+        assert "\n" not in line
+        assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_00000001"]
+    assert (checkpoint.latest_checkpoint(run)[0] / "a").read_text() == "one"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
