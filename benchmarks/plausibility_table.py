@@ -5,7 +5,7 @@
         --out benchmarks/results/lidc
 
 A row is one run, or several that form an ensemble; "+flips" adds the members that look at the
-image in mirrors. Each is predicted once with the largest number
+image in mirrors, and "+anchor" asks an anchored model's conditioner for its own mask instead. Each is predicted once with the largest number
 of draws; smaller numbers score the first of them. A row's cases go to NAME.csv when all are done;
 a row that is already there is not run again. Two more rows need no model: the annotators' majority
 as a single mask, and as many masks drawn from the annotators themselves.
@@ -45,6 +45,14 @@ MAIN = 16
 REGION = 5.0
 
 
+# What follows a row's runs after a plus sign, as settings of `Predictor.predict`.
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "flips": {"flips": (0, 1)},
+    "anchor": {"sampler": "anchor", "draws": 1},
+}
+
+
 @dataclass(frozen=True)
 class Answered:
     """One case: the draws (N, *S), the probability (*S), the annotators' masks (R, *S)."""
@@ -80,8 +88,8 @@ def main() -> None:
         if runs is None:
             facts, answers = {}, annotators(given, name)
         else:
-            flips = (0, 1) if runs.endswith("+flips") else ()
-            facts, answers = predicted(given, runs.removesuffix("+flips").split(","), flips)
+            names, _, way = runs.partition("+")
+            facts, answers = predicted(given, names.split(","), WAYS[way])
         pool = RegionalCalibration(margin_mm=REGION)
         lines = []
         for answer in answers:
@@ -95,7 +103,7 @@ def main() -> None:
 
 
 def predicted(
-    given: argparse.Namespace, runs: list[str], flips: tuple[int, ...]
+    given: argparse.Namespace, runs: list[str], way: dict[str, Any]
 ) -> tuple[dict[str, Any], Iterator[Answered]]:
     """Cost of a row, and its cases as they are drawn."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -107,15 +115,10 @@ def predicted(
     listed = load_caselist(given.cases)
     cases = listed.part(given.part)[: given.limit]
     predictor = load(runs, "cpu")
-    asked = {
-        "steps": given.steps,
-        "flips": flips,
-        "save_draws": True,
-        "batch_size": given.draws,
-    }
+    asked = {"steps": given.steps, "save_draws": True, "batch_size": given.draws}
     first = listed.channel_paths(cases[0])
     with FlopCounterMode(display=False) as counter:
-        answer = predictor.predict(first, case="first", draws=MAIN, **asked)
+        answer = predictor.predict(first, case="first", **{**asked, "draws": MAIN, **way})
     facts = {
         "steps": answer.record["steps"],
         "parameters": sum(run.card["parameters"] for run in predictor.runs),
@@ -128,7 +131,7 @@ def predicted(
     def answers() -> Iterator[Answered]:
         for case in cases:
             drawn = predictor.predict(
-                listed.channel_paths(case), case=case.case, draws=given.draws, **asked
+                listed.channel_paths(case), case=case.case, **{**asked, "draws": given.draws, **way}
             )
             masks = [np.asarray(io.read_label(p))[0] == 1 for p in listed.reference_paths(case)]
             yield Answered(

@@ -90,7 +90,9 @@ def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
     if config.model.kind == "unet" and config.model.dropout == 0:
         return [Settings(1, 1, own.sampler)]
     if given.as_configured:
-        return [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]
+        rows = [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]
+        # What the draws must beat to be worth their cost: the conditioner's own mask.
+        return rows + [Settings(1, 1, "anchor")] * (config.model.output == "correction")
     samplers = given.samplers or [own.sampler]
     return [Settings(s, d, name) for name in samplers for d in given.draws for s in given.steps]
 
@@ -120,7 +122,7 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     asked = settings._asdict()
     whole = dict(asked)
-    if given.as_configured and predictor.runs[0].model.stochastic:
+    if given.as_configured and settings.sampler != "anchor" and predictor.runs[0].model.stochastic:
         whole["steps"] = predictor.defaults.steps
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
     with FlopCounterMode(display=False) as counter:

@@ -64,7 +64,7 @@ class WayBack:
         """
         stacked = np.concatenate([fused.probability, fused.variance[None], fused.entropy[None]])
         back = to_scan_grid(torch.from_numpy(stacked), self.placed, self.pipeline)
-        probability, variance, single = back[:-2], back[-2], back[-1].as_tensor()
+        probability, variance, single = self._filled(back[:-2]), back[-2], back[-1].as_tensor()
         plain = probability.numpy()
         mask = self.codec.decode(probability.as_tensor()[None])[0]
         entropy = torch.from_numpy(predictive_entropy(plain, exclusive=self.codec.exclusive))
@@ -88,9 +88,16 @@ class WayBack:
             if self.codec.exclusive:
                 planes = np.concatenate([1 - planes.sum(0, keepdims=True), planes])
             back = to_scan_grid(torch.from_numpy(planes), self.placed, self.pipeline)
-            labels = self.codec.decode(back.as_tensor()[None])[0]
+            labels = self.codec.decode(self._filled(back).as_tensor()[None])[0]
             maps.append(labels.to(torch.uint8) if int(labels.max()) < 256 else labels)
         return MetaTensor(torch.cat(maps), affine=back.affine, meta=self._meta())
+
+    def _filled(self, probability: MetaTensor) -> MetaTensor:
+        """Probabilities (K, *S) with background where the plan's crop did not look."""
+        if self.codec.exclusive:
+            unseen = probability.as_tensor().sum(0) < 0.5
+            probability[0][unseen] = 1
+        return probability
 
     def _meta(self) -> dict[str, Any]:
         return {key: value for key, value in self.placed.meta.items() if key != "affine"}

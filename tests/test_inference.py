@@ -328,3 +328,55 @@ def test_models_that_differ_form_no_ensemble(tmp_path: Path, run: Path):
     other = save_untrained(tmp_path / "c", tiny_config(plan={"spacing_mm": [2, 2, 2]}))
     with pytest.raises(InputError, match="plan differs"):
         md.load([run, other], device="cpu")
+
+
+def test_a_centre_crop_looks_at_the_middle_alone(tmp_path: Path):
+    """Beyond the crop is background, on a grid turned away from the model's; draws too."""
+    labels = np.random.default_rng(1).integers(0, 4, SHAPE)
+    affine = grid_affine("LPS", (2.5, 2.5, 2.5), SHAPE)
+    path = write(tmp_path / "s.nii", labels * 100.0, affine)
+    whole = reading_predictor().predict(path, save_draws=True, draws=1)
+    answer = reading_predictor(centre_crop=[8, 6, 5]).predict(path, save_draws=True, draws=1)
+    np.testing.assert_array_equal(whole.mask[0], labels)
+    inside = np.zeros(SHAPE, bool)
+    # Fourteen voxels leave three on either side of eight; of 11 the middle 5 are 3 to 7.
+    inside[3:11, 3:9, 3:8] = True
+    wanted = np.where(inside, labels, 0)
+    np.testing.assert_array_equal(answer.mask[0], wanted)
+    assert answer.draws is not None
+    np.testing.assert_array_equal(answer.draws[0], wanted)
+    assert float(np.abs(answer.probability.numpy()[:, ~inside]).max()) == 0
+    assert np.array_equal(answer.mask.affine, whole.mask.affine)
+
+
+def test_a_crop_larger_than_the_scan_changes_nothing(tmp_path: Path):
+    path = write(tmp_path / "s.nii", noisy(), grid_affine("RAS", (2.5, 2.5, 2.5), SHAPE))
+    answers = [
+        reading_predictor(**plan).predict(path, draws=1)
+        for plan in ({}, {"centre_crop": [99, 99, 99]})
+    ]
+    np.testing.assert_array_equal(*(answer.probability for answer in answers))
+
+
+def test_the_anchor_answers_for_itself(tmp_path: Path):
+    """Sampler 'anchor' is the conditioner's softmax, whatever the draw, and costs no denoiser."""
+    anchored = {"conditioner": "anchored", "output": "correction"}
+    run = save_untrained(tmp_path / "run", tiny_config(model=anchored))
+    path = write(tmp_path / "s.nii", noisy((16, 16, 16)), grid_affine("RAS", (2.5,) * 3, (16,) * 3))
+    predictor = md.load(run, device="cpu")
+    answer, other = (predictor.predict(path, sampler="anchor", draws=1, seed=s) for s in (0, 1))
+    model = predictor.runs[0].model
+    with torch.no_grad():
+        values = normalise(
+            np.asarray(noisy((16, 16, 16)), np.float32)[None], predictor.plan.normalisation
+        )
+        wanted = model.context(torch.from_numpy(values)[None]).anchor.softmax(1)[0, 1:]
+    np.testing.assert_allclose(answer.probability, wanted, atol=1e-5)
+    np.testing.assert_array_equal(answer.probability, other.probability)
+    assert answer.record["network_calls"]["denoiser"] == 0
+
+
+def test_the_anchor_needs_an_anchored_model(predictor: Predictor, tmp_path: Path):
+    path = write(tmp_path / "s.nii", noisy(), grid_affine("RAS", SPACING, SHAPE))
+    with pytest.raises(UsageError, match="conditioner: anchored"):
+        predictor.predict(path, sampler="anchor")

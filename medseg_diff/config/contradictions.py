@@ -26,6 +26,16 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "objective.variational_bound trains a learned variance: set model.learned_variance: true",
     )
     yield (
+        objective.squared_error_of == "noise" and objective.min_snr_gamma is not None,
+        "objective.squared_error_of: noise is a weight over time and min_snr_gamma another: leave "
+        "one out",
+    )
+    yield (
+        objective.squared_error_of == "noise" and model.output in ("clean", "correction"),
+        f"output '{model.output}' is logits, whose squared error is that of probabilities: leave "
+        "out objective.squared_error_of",
+    )
+    yield (
         objective.time_law == "importance" and objective.anchor_every > 1,
         "objective.anchor_every counts evenly spread times: set it to 1, or another time_law than "
         "importance",

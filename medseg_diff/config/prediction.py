@@ -20,6 +20,7 @@ SamplerName = Literal[
     "heun",
     "predictor_corrector",
     "consistency",
+    "anchor",
 ]
 
 
@@ -50,7 +51,11 @@ class PredictionConfig(Section):
     validation_steps: int | None = Field(
         None, ge=1, description="steps while training validates; None takes steps"
     )
-    sampler: SamplerName = "ddim"
+    sampler: SamplerName = Field(
+        "ddim",
+        description="anchor samples nothing: it answers with the conditioner's own mask, what an "
+        "anchored model's draws are compared with",
+    )
     grid: Literal["uniform", "quadratic", "karras", "log_snr"] = "uniform"
     t_max: float = Field(1.0, gt=0, le=1, description="noisiest time of the grid")
     guidance: float = Field(

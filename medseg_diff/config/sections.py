@@ -82,6 +82,13 @@ class PlanConfig(Section):
     spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, ...] | None = Field(None, min_length=2, max_length=3)
     normalisation: tuple[Normalisation, ...] | None = None
+    centre_crop: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=3,
+        description="voxels of the model's grid around the scan's centre that are looked at; "
+        "beyond is background, for scans that are centred on their structure",
+    )
     coordinates: bool = Field(
         False,
         description="further input channels: each voxel's place in the scan, -1 to 1 along every "
@@ -101,6 +108,11 @@ class ObjectiveConfig(Section):
     focal: float = Field(0.0, ge=0)
     squared_error: float = Field(
         0.0, ge=0, description="on the network's own target, or on probabilities for logits"
+    )
+    squared_error_of: Literal["output", "noise"] = Field(
+        "output",
+        description="what the squared error compares: the network's own output, or the noise that "
+        "its output implies (DDPM's L_simple for any output)",
     )
     variational_bound: float = Field(
         0.0, ge=0, description="Improved DDPM's L_vlb; trains a learned variance"

@@ -129,9 +129,19 @@ def complete_plan(
             expected=2,
             remedy="set plan.spatial_dims: 2",
         )
+    seen = shape[:dims]
+    if plan.centre_crop is not None:
+        if len(plan.centre_crop) != dims:
+            raise InputError(
+                "centre_crop has one size for each axis of the network",
+                field="plan.centre_crop",
+                found=list(plan.centre_crop),
+                expected=f"{dims} sizes",
+            )
+        seen = np.minimum(seen, plan.centre_crop)
     batch = plan.batch_size
     memory_gb = plan.memory_gb or free_memory_gb() / 2
-    patch = plan.patch_size or _patch_for(shape[:dims], model, memory_gb, batch or 2)
+    patch = plan.patch_size or _patch_for(seen, model, memory_gb, batch or 2)
     _check_patch(patch, dims, model)
     if batch is None:
         room = memory_gb * 2**30 / step_bytes(patch, model)

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
+    CenterSpatialCrop,
     Compose,
     InvertibleTransform,
     MapTransform,
@@ -136,16 +137,22 @@ class AddDepth(InvertibleTransform):
 
 
 def to_model_grid(plan: PlanConfig, *, label: bool = False) -> Compose:
-    """Invertible pipeline: an image as read -> the plan's orientation and spacing."""
+    """Invertible pipeline: an image as read -> the plan's orientation, spacing and field of view.
+
+    The inverse puts zeros where the plan's ``centre_crop`` did not look.
+    """
     if plan.spacing_mm is None:
         raise ValueError("the plan is not complete: it has no spacing")
-    return Compose(
-        [
-            AddDepth(),
-            Orientation(axcodes=plan.orientation, labels=AXIS_LABELS),
-            ResampleToSpacing(plan.spacing_mm, label=label),
-        ]
-    )
+    steps: list[Any] = [
+        AddDepth(),
+        Orientation(axcodes=plan.orientation, labels=AXIS_LABELS),
+        ResampleToSpacing(plan.spacing_mm, label=label),
+    ]
+    if plan.centre_crop is not None:
+        # -1 keeps an axis whole: the depth that a raster image was given.
+        size = (*plan.centre_crop, *[-1] * (3 - len(plan.centre_crop)))
+        steps.append(CenterSpatialCrop(size))
+    return Compose(steps)
 
 
 def to_scan_grid(values: torch.Tensor, placed: MetaTensor, pipeline: Compose) -> MetaTensor:

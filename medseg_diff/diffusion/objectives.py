@@ -2,7 +2,7 @@
 
 Every loss is a mean over samples, so that a batch split over processes gives the same value as the
 whole batch in one. Weights of samples, (B,), multiply before that mean: a time law's importance, or
-:func:`snr_weight`. Improved DDPM's hybrid objective is a squared error plus 0.001 times
+:func:`snr_weight`, :func:`noise_weight`. Improved DDPM's hybrid objective is a squared error plus 0.001 times
 :func:`variational_bound`; the sum is the model's.
 
 Legend: B batch, C channels, K classes or regions, *S spatial axes.
@@ -157,6 +157,32 @@ def snr_weight(path: Path, t: Tensor, kind: Parameterisation, gamma: float = 5.0
     if kind == "flow_velocity":
         return capped * sigma**2
     return capped
+
+
+def noise_weight(path: Path, t: Tensor, kind: Parameterisation) -> Tensor:
+    """Weights (B,), float64, under which a squared error of an output is one of the noise.
+
+    With them any output is trained by DDPM's L_simple (Ho et al. 2020, Eq. 14): an error of noise
+    is an error of clean times a / sigma, and an error of clean is one of the output up to its gain.
+
+        noise, score      1
+        clean, residual   (a / sigma)^2
+        velocity          (a / (a^2 + sigma^2))^2, which is a^2 on a path of unit variance
+        flow_velocity     a^2
+
+    Raises:
+        ValueError: on a path without noise of its own.
+    """
+    if path.source_as_noise:
+        raise ValueError("an error of the noise needs noise: this path ends in the source image")
+    a, _, sigma = path.coefficients(t)
+    if kind in ("noise", "score"):
+        return torch.ones_like(a)
+    if kind == "velocity":
+        return (a / (a**2 + sigma**2)) ** 2
+    if kind == "flow_velocity":
+        return a**2
+    return (a / sigma) ** 2
 
 
 def gaussian_kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:

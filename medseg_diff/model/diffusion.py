@@ -93,9 +93,7 @@ class DiffusionModel(SegmentationModel):
         if self.config.learned_variance:
             output, variance = output.chunk(2, dim=1)
         if self.config.output == "correction":
-            if context.anchor is None:
-                raise ValueError("a correction needs a context with an anchor")
-            output = context.anchor + output
+            output = _anchor_of(context) + output
         return output, variance
 
     def denoised(
@@ -225,6 +223,8 @@ class DiffusionModel(SegmentationModel):
         if self.objective.min_snr_gamma is not None:
             gamma = self.objective.min_snr_gamma
             samples = samples * objectives.snr_weight(self.path, t, self.meaning, gamma)
+        if self.objective.squared_error_of == "noise":
+            samples = samples * objectives.noise_weight(self.path, t, self.meaning)
         wanted = target(self.meaning, self.path, clean, noise, t)
         return objectives.squared_error(output, wanted, weights.voxels, samples)
 
@@ -270,6 +270,10 @@ class DiffusionModel(SegmentationModel):
         fresh_noise: FreshNoise | None = None,
     ) -> Iterator[Estimate]:
         """See :meth:`SegmentationModel.trajectory`."""
+        if sampling.sampler == "anchor":
+            own = self.codec.state_from_logits(_anchor_of(context))
+            yield Estimate(0, sampling.t_max, own, own, 0, self.decoder(context))
+            return
         calls = _Counter()
         problem = Problem(
             self.path,
@@ -286,6 +290,8 @@ class DiffusionModel(SegmentationModel):
 
     def check(self, sampling: Sampling) -> None:
         """See :meth:`SegmentationModel.check`."""
+        if sampling.sampler == "anchor" and self.config.conditioner != "anchored":
+            raise ValueError("sampler 'anchor' needs a model with conditioner: anchored")
         time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max)
         if sampling.guidance != 1 and self.config.condition_dropout == 0:
             raise ValueError(
@@ -344,6 +350,13 @@ class DiffusionModel(SegmentationModel):
             return answer
 
         return denoise
+
+
+def _anchor_of(context: Context) -> Tensor:
+    """Logits (B, K, *S) of the conditioner's own mask."""
+    if context.anchor is None:
+        raise ValueError("this needs a context with an anchor")
+    return context.anchor
 
 
 class _Weights(NamedTuple):

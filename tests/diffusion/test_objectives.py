@@ -17,12 +17,13 @@ from medseg_diff.diffusion.objectives import (
     gaussian_kl,
     gaussian_nll,
     masked_mean,
+    noise_weight,
     snr_weight,
     squared_error,
     step_terms,
     variational_bound,
 )
-from medseg_diff.diffusion.parameterisations import clean_from, learned_variance
+from medseg_diff.diffusion.parameterisations import clean_from, learned_variance, noise_from
 from medseg_diff.diffusion.paths import (
     BetaTable,
     BrownianBridge,
@@ -258,6 +259,30 @@ def test_min_snr_counts_an_error_of_clean_alike_in_every_output(
     a, _, sigma = path.coefficients(TIMES)
     wanted = torch.minimum((a / sigma) ** 2, torch.tensor(gamma)) * off.flatten() ** 2
     torch.testing.assert_close(snr_weight(path, TIMES, kind, gamma), wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["noise", "clean", "velocity", "score", "residual"])
+@pytest.mark.parametrize(
+    "path", [VariancePreserving("cosine"), VariancePreserving("linear", 0.4), VarianceExploding()]
+)
+def test_noise_weight_makes_any_error_one_of_the_noise(path: Path, kind: str):
+    """Two outputs that differ by 1 imply noises that differ by the weight's root."""
+    state = torch.zeros(4, 1, 1, dtype=torch.float64)
+    implied = [
+        noise_from(path, clean_from(kind, path, output, state, TIMES), state, TIMES)
+        for output in (state, state + 1)
+    ]
+    wanted = (implied[1] - implied[0]).flatten() ** 2
+    torch.testing.assert_close(noise_weight(path, TIMES, kind), wanted, rtol=1e-9, atol=0)
+
+
+def test_noise_weight_of_a_flow():
+    t = torch.tensor([0.25, 1.0], dtype=torch.float64)
+    # Noise is x_t + (1 - t) (noise - clean) on the straight path.
+    assert noise_weight(Linear(), t, "flow_velocity").tolist() == pytest.approx([0.75**2, 0])
+    assert noise_weight(Linear(), t, "velocity")[1] == 0
+    with pytest.raises(ValueError, match="source image"):
+        noise_weight(Linear(source_as_noise=True), t, "flow_velocity")
 
 
 def test_min_snr_at_the_ends_is_finite():
