@@ -242,3 +242,19 @@ def test_guidance_asks_twice_and_changes_the_answer():
         )
     assert (plain.calls, guided.calls) == (2, 4)
     assert float((plain.clean - guided.clean).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(("size", "halvings"), [("s", 4), ("b", 5), ("l", 6), ("plusplus", 6)])
+def test_a_recipe_for_each_size_of_the_paper(size: str, halvings: int):
+    """Built without memory: as deep as the paper says, 25 draws of 100 steps fused by STAPLE."""
+    keys = {
+        "recipe": f"medsegdiff_v1_{size}",
+        "task": {"channels": ["x"], "labels": {"background": 0, "a": 1}, "input_channels": [1]},
+        "plan": {"spatial_dims": 2},
+    }
+    config = parse_config(keys)
+    with torch.device("meta"):
+        model = build_model(config)
+    assert model.denoiser.factor == 2**halvings
+    wanted = config.prediction
+    assert (wanted.draws, wanted.steps, wanted.fuse) == (25, 100, "staple")

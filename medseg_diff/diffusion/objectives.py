@@ -2,8 +2,8 @@
 
 Every loss is a mean over samples, so that a batch split over processes gives the same value as the
 whole batch in one. Weights of samples, (B,), multiply before that mean: a time law's importance, or
-:func:`snr_weight`, :func:`noise_weight`. Improved DDPM's hybrid objective is a squared error plus 0.001 times
-:func:`variational_bound`; the sum is the model's.
+:func:`snr_weight`, :func:`noise_weight`. Improved DDPM's hybrid objective is a squared error plus
+0.001 times :func:`variational_bound`; the sum is the model's.
 
 Legend: B batch, C channels, K classes or regions, *S spatial axes.
 """

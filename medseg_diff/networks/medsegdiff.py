@@ -31,9 +31,6 @@ from medseg_diff.networks.mixers import (
 )
 from medseg_diff.networks.unet import Maps, TimeEmbedding, UNet, crop_to, pad_to_multiple
 
-DOWNSAMPLINGS = {"S": 4, "B": 5, "L": 6, "++": 6}
-"""Halvings of resolution in the paper's V1 networks; ``features`` has one width more."""
-
 RESNET34_BLOCKS = (0, 3, 4, 6, 3)
 """Residual blocks of V1's size S: a stem, then ResNet34's four stages, the last one shared."""
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from medseg_diff.networks.conditioners import AnchoredPyramid, Context
 from medseg_diff.networks.medsegdiff import (
-    DOWNSAMPLINGS,
     RESNET34_BLOCKS,
     MedSegDiffV1Conditioner,
     MedSegDiffV1Denoiser,
@@ -220,9 +219,7 @@ def test_v1_takes_the_middle_two_levels():
         fused_levels(3)
 
 
-def test_the_papers_sizes():
-    assert DOWNSAMPLINGS == {"S": 4, "B": 5, "L": 6, "++": 6}
-    assert len(RESNET34_BLOCKS) == DOWNSAMPLINGS["S"] + 1
+def test_the_papers_size_s():
     with torch.device("meta"):
         network = MedSegDiffV1Denoiser(
             2, 1, 1, (64, 64, 128, 256, 512), blocks=RESNET34_BLOCKS, time_channels=256
