@@ -6,9 +6,10 @@
 
 A row is one run, or several that form an ensemble; "+flips" adds the members that look at the
 image in mirrors, and "+anchor" asks an anchored model's conditioner for its own mask instead.
-Each is predicted once with the largest number of draws; smaller numbers score the first of them. A row's cases go to NAME.csv when all are done;
-a row that is already there is not run again. Two more rows need no model: the annotators' majority
-as a single mask, and as many masks drawn from the annotators themselves.
+Each is predicted once with the largest number of draws; smaller numbers score the first of them.
+A row's cases go to NAME.csv when all are done; a row that is already there is not run again. Two
+more rows need no model: the annotators' majority as a single mask, and as many masks drawn from
+the annotators themselves.
 
 "forward passes" and GFLOPs count one case with 16 draws (an ensemble's members if fewer).
 """

@@ -105,7 +105,8 @@ def anchored() -> Keys:
     """Diff-UNet with an anchor: the package's default.
 
     The pyramid is a small segmenting U-Net with its own Dice + cross-entropy; its decoder maps
-    are added to a narrow denoiser, whose output is a correction to the anchor's logits. The
+    are added to a narrow denoiser (a sixth of the pyramid's FLOPs), whose output is a correction to
+    the anchor's logits. The
     state is scaled by 0.5, a harder schedule that keeps one-hot masks from being read off x_t.
     Half of the samples are trained on their own re-noised prediction (recycling), which is what a
     sampler's second step meets; without it single draws got worse with every step.
@@ -113,9 +114,9 @@ def anchored() -> Keys:
     return {
         "model": {
             "kind": "diffusion",
-            "features": [8, 16, 32, 48],
+            "features": [6, 12, 24, 48],
             "conditioner": "anchored",
-            "conditioner_features": [16, 32, 64, 160],
+            "conditioner_features": [16, 32, 64, 152],
             "concat_image": True,
             "time_channels": 64,
             "schedule": "linear",

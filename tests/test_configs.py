@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from medseg_diff.config import Config, load_config, parse_config
+from medseg_diff.config import Config, load_config, merged, parse_config
 from medseg_diff.model import build_model
 from medseg_diff.recipes import RECIPES
 
@@ -50,9 +51,27 @@ def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> Non
     # of a 2-D network is larger: no other row has them.
     wide = ("lsegdiff", "medsegdiff_v2")
     allowed = {name: 0.3 if name.endswith(wide) else 0.1 for name in sizes}
-    # As trained and shipped; configs/README.md says so beside the row.
-    allowed["hippocampus_anchored"] = 0.13
     assert all(abs(size / unet - 1) < allowed[name] for name, size in sizes.items()), sizes
+
+
+@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+def test_the_default_recipes_denoiser_is_cheap(repository: Path, data: str) -> None:
+    """At most a fifth of its pyramid's FLOPs, so that draws and steps cost little."""
+    keys = load_config(repository / "configs" / f"{data}_anchored.yaml").model_dump()
+    dims = len(keys["plan"]["patch_size"])
+    model = build_model(parse_config(merged(keys, {"task": TASK, "plan": {"spatial_dims": dims}})))
+    image, size = torch.zeros(1, 1, *[16] * dims), (1, 3, *[16] * dims)
+    counts = []
+    with torch.no_grad():
+        context = model.context(image)
+        for call in (
+            lambda: model.context(image),
+            lambda: model.denoised(torch.zeros(size), torch.ones(1), context),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts.append(counter.get_total_flops())
+    assert 0 < counts[1] <= counts[0] / 5, counts
 
 
 def test_reflow_goes_on_from_its_teacher(repository: Path) -> None:
