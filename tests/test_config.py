@@ -169,6 +169,12 @@ def test_a_configuration_is_frozen():
     ("model", "objective", "sentence"),
     [
         ({"output": "velocity"}, {"recycling": 0.5}, "use output clean or correction"),
+        ({"output": "clean"}, {"squared_error_of": "noise"}, "leave out objective.squared_error"),
+        (
+            {"output": "velocity"},
+            {"squared_error_of": "noise", "min_snr_gamma": 5},
+            "min_snr_gamma another",
+        ),
         ({}, {"variational_bound": 1}, "learned_variance"),
         ({"output": "noise", "path": "linear"}, {}, "no signal"),
         ({"output": "flow_velocity"}, {}, "path: linear"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from medseg_diff import recipes
 from medseg_diff.config import parse_config
 from medseg_diff.data.records import Batch
+from medseg_diff.diffusion.parameterisations import noise_from
 from medseg_diff.model import LatentModel, Sampling, SegmentationModel, build_model
 
 # Levels and widths small enough for a test; everything else is the recipe's own.
@@ -175,6 +176,22 @@ def test_zeroing_the_maps_of_the_context_changes_the_output(recipe: str):
     assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4
 
 
+@recipe_of
+@dims_of
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_gives_the_answer_of_the_cpu(recipe: str, dims: int):
+    """The same weights, noise and image, in float32; a training step there is finite too."""
+    model = built(recipe, dims)
+    given = batch(model, dims)
+    here = drawn(model, given.image, given.noise)[-1].probabilities
+    there = copy.deepcopy(model).cuda()
+    far = drawn(there, given.image.cuda(), given.noise.cuda())[-1].probabilities.cpu()
+    torch.testing.assert_close(far, here, rtol=0, atol=5e-3)
+    loss = there.train()(given.to(torch.device("cuda")))
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+
+
 @diffusion_of
 def test_time_changes_the_output(recipe: str):
     model = built(recipe, 2)
@@ -205,6 +222,7 @@ def test_the_docstring_names_source_and_departures(name: str):
         ({"self_conditioning": True}, {}),
         ({"condition_dropout": 0.5}, {}),
         ({"output": "velocity"}, {"squared_error": 1, "min_snr_gamma": 5}),
+        ({"output": "velocity"}, {"squared_error": 1, "squared_error_of": "noise"}),
         ({"output": "velocity", "schedule": "sigmoid", "zero_terminal_snr": True}, {}),
         ({"output": "noise", "learned_variance": True}, {"variational_bound": 1}),
         ({"output": "velocity", "path": "variance_exploding"}, {"squared_error": 1}),
@@ -228,6 +246,24 @@ def test_every_key_trains_and_draws(model: dict[str, Any], objective: dict[str, 
     built_model.eval()
     steps = drawn(built_model, given.image, given.noise, 3)
     assert torch.isfinite(steps[-1].probabilities).all()
+
+
+def test_an_error_of_the_noise_is_that_of_a_network_which_predicts_it():
+    """One network's velocity, read as noise, costs what L_simple costs."""
+    torch.manual_seed(0)
+    keys_of = {"output": "velocity"}
+    objective = {"objective": {"squared_error": 1, "squared_error_of": "noise", "dice": 0}}
+    objective["objective"] |= {"cross_entropy": 0}
+    model = build_model(parse_config(keys("diff_unet", 2, **keys_of) | objective)).eval()
+    given = batch(model, 2)
+    with torch.no_grad():
+        loss = float(model(given).total)
+        clean = model.codec.encode(given.labels)
+        x_t = model.path.noised(clean, given.noise, given.t)
+        output, _ = model.raw(x_t, given.t, model.context(given.image))
+        estimate = model.estimate(output, x_t, given.t)
+        noise = noise_from(model.path, estimate, x_t, given.t)
+    assert loss == pytest.approx(float((noise - given.noise).square().mean()), rel=1e-4)
 
 
 def test_guidance_asks_twice_and_changes_the_answer():
