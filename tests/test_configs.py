@@ -15,7 +15,11 @@ from medseg_diff.recipes import RECIPES
 TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
 
 # Rows that no table asks for.
-MISSING = {("hippocampus", "mc_dropout"), ("hippocampus", "probabilistic_unet")}
+MISSING = {
+    (data, name)
+    for data in ("hippocampus", "slices")
+    for name in ("mc_dropout", "probabilistic_unet")
+}
 
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
@@ -24,7 +28,7 @@ def configurations(repository: Path, data: str) -> dict[str, Config]:
     return {p.stem: load_config(p) for p in files if not p.stem.endswith("_reflow")}
 
 
-@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+@pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])
 def test_rows_of_a_table_share_their_budget(repository: Path, data: str) -> None:
     """Same steps, batches, patches, optimiser, augmentation, data and seed."""
     found = configurations(repository, data)
@@ -36,7 +40,7 @@ def test_rows_of_a_table_share_their_budget(repository: Path, data: str) -> None
             assert getattr(config, part) == getattr(first, part), (name, part)
 
 
-@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+@pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])
 def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> None:
     """The baseline is as large as the diffusion models."""
     sizes = {}
@@ -54,7 +58,7 @@ def test_parameters_agree_within_ten_percent(repository: Path, data: str) -> Non
     assert all(abs(size / unet - 1) < allowed[name] for name, size in sizes.items()), sizes
 
 
-@pytest.mark.parametrize("data", ["hippocampus", "nuclei"])
+@pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])
 def test_the_default_recipes_denoiser_is_cheap(repository: Path, data: str) -> None:
     """At most a fifth of its pyramid's FLOPs, so that draws and steps cost little."""
     keys = load_config(repository / "configs" / f"{data}_anchored.yaml").model_dump()

@@ -105,7 +105,7 @@ def test_a_yaml_from_training_to_score(
     name: str, data: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = CONFIGS / f"{name}.yaml"
-    cases = data[3 if name.startswith("hippocampus") else 2]
+    cases = data[3 if name.startswith(("hippocampus", "slices")) else 2]
     settings = overrides(name, cases)
 
     def cut(progress, values):
