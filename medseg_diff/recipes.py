@@ -201,7 +201,8 @@ def medsegdiff_v1_sized(size: str) -> Keys:
 
     S, B, L and ++ halve the resolution 4, 5, 6 and 6 times; the residual blocks of the first four
     stages are ResNet34's. The network's output is the noise itself, as in the paper; 25 draws of
-    100 steps, fused by STAPLE, and AdamW at 1e-4 are the paper's; so are batches of 32 (S, B) and 64 (L, ++), which the data's plan sets.
+    100 steps, fused by STAPLE, and AdamW at 1e-4 are the paper's; so are batches of 32 (S, B) and
+    64 (L, ++), which the data's plan sets.
 
     Departures: the paper gives no widths, so these double from 64 to 512 as ResNet34's do; the
     stages beyond ResNet34's have its last number of blocks, 3. What sets ++ apart from L is not

@@ -299,6 +299,12 @@ PARAMETERISATIONS = [
     Fault("torch.where(end > 0, lower, upper)", "lower"),
 ]
 OBJECTIVES = [
+    Fault("return (a / (a**2 + sigma**2)) ** 2", "return a / (a**2 + sigma**2)"),
+    Fault("return (a / (a**2 + sigma**2)) ** 2", "return a**2"),
+    Fault("return (a / sigma) ** 2", "return (sigma / a) ** 2"),
+    Fault("return torch.ones_like(a)", "return sigma"),
+    Fault("        return a**2", "        return a"),
+    Fault("    if path.source_as_noise:", "    if False:"),
     Fault("return values.mean(axes)", "return values.sum(axes)"),
     Fault("weight.sum(axes).clamp_min(1) * values.shape[1]", "weight.sum(axes).clamp_min(1)"),
     Fault(
