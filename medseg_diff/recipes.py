@@ -291,6 +291,32 @@ def lsegdiff() -> Keys:
     }
 
 
+def dit() -> Keys:
+    """DiT (Peebles & Xie 2023, arXiv 2212.09748): a transformer as denoiser of masks.
+
+    Patches of 4 voxels a side of the noisy mask and the image are tokens; four blocks of attention
+    and MLP, steered by time through adaLN-Zero. Velocity output on the squared error.
+
+    Departures: masks, not latents of images (set `model.latent` and `conditioner: pyramid` for
+    those: then the image comes in by cross-attention); width and depth for two CPU cores (the
+    paper's smallest has 12 blocks of 384); a cosine schedule and velocity, where the paper predicts
+    noise and learns its variance; see `networks.transformer`.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "denoiser": "dit",
+            "features": [96, 96, 96, 96],
+            "concat_image": True,
+            "time_channels": 128,
+            "schedule": "cosine",
+            "output": "velocity",
+        },
+        "objective": {"squared_error": 1.0},
+        "prediction": {"draws": 5, "steps": 10, "sampler": "ddim"},
+    }
+
+
 def rectified_flow() -> Keys:
     """Rectified flow (Liu et al. 2023, arXiv 2209.03003) from noise to a mask, given the image.
 
@@ -324,6 +350,7 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "medsegdiff_v2": medsegdiff_v2,
     "lsegdiff": lsegdiff,
     "rectified_flow": rectified_flow,
+    "dit": dit,
 }
 
 

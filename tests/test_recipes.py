@@ -41,6 +41,8 @@ def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, 
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
     if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff"):
         small.pop("conditioner_features", None)
+    if recipe == "dit":
+        small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
     if recipe == "lsegdiff":
         small["latent"] = {"features": [8, 16], "steps": 1}
     return {
@@ -159,8 +161,8 @@ def test_the_noise_decides_too(recipe: str, dims: int):
     assert float((first - other).abs().max()) > 1e-4
 
 
-# EnsemDiff has no conditioner: there the image itself is the condition.
-@pytest.mark.parametrize("recipe", [name for name in DIFFUSION if name != "ensemdiff"])
+# These have no conditioner: there the image itself is the condition.
+@pytest.mark.parametrize("recipe", [n for n in DIFFUSION if n not in ("ensemdiff", "dit")])
 def test_zeroing_the_maps_of_the_context_changes_the_output(recipe: str):
     model = built(recipe, 2)
     given = batch(model, 2)

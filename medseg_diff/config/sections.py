@@ -162,8 +162,12 @@ class ModelConfig(Section):
     """Axes of the model; see ``recipes.py`` for the papers."""
 
     kind: Literal["diffusion", "unet", "probabilistic_unet"] = "diffusion"
-    denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2"] = "unet"
-    features: tuple[int, ...] = Field(min_length=2)
+    denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2", "dit"] = "unet"
+    features: tuple[int, ...] = Field(
+        min_length=2, description="width of each level, finest first; dit: of each block, all equal"
+    )
+    heads: int = Field(4, ge=1, description="dit: attention heads")
+    token_size: int = Field(4, ge=1, description="dit: voxels of a token along each axis")
     blocks: tuple[int, ...] | None = Field(
         None, description="medsegdiff_v1: residual blocks of each level"
     )
@@ -225,6 +229,14 @@ class ModelConfig(Section):
             len(widths) != len(self.features),
             f"conditioner_features has {len(widths)} levels and features {len(self.features)}: "
             "give both the same number",
+        )
+        yield (
+            self.denoiser == "dit" and len(set(self.features)) > 1,
+            "denoiser 'dit' has blocks of one width: give features the same number for each block",
+        )
+        yield (
+            self.denoiser == "dit" and self.features[0] % self.heads > 0,
+            f"heads must divide the width of a dit's tokens, {self.features[0]}",
         )
         wanted = {"medsegdiff_v1": "medsegdiff_v1", "medsegdiff_v2": "anchored"}.get(self.denoiser)
         yield (

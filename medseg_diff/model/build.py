@@ -29,6 +29,7 @@ from medseg_diff.networks.medsegdiff import (
     MedSegDiffV2Denoiser,
 )
 from medseg_diff.networks.probabilistic import GaussianEncoder, LatentHead
+from medseg_diff.networks.transformer import DiffusionTransformer
 from medseg_diff.networks.unet import UNet
 
 
@@ -148,6 +149,18 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             context_channels=widths,
             time_channels=model.time_channels,
             blocks=model.transformer_blocks,
+        )
+    if model.denoiser == "dit":
+        return DiffusionTransformer(
+            dims,
+            inputs,
+            outputs,
+            width=model.features[0],
+            depth=len(model.features),
+            heads=model.heads,
+            token_size=model.token_size,
+            time_channels=model.time_channels,
+            context_channels=None if model.conditioner == "none" else widths[-1],
         )
     return UNet(
         dims,
