@@ -306,7 +306,7 @@ def dit() -> Keys:
         "model": {
             "kind": "diffusion",
             "denoiser": "dit",
-            "features": [96, 96, 96, 96],
+            "features": [84, 84, 84, 84],
             "concat_image": True,
             "time_channels": 128,
             "schedule": "cosine",

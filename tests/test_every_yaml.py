@@ -82,6 +82,8 @@ def overrides(name: str, cases: Path) -> list[str]:
         "prediction.draws": 2,
         "prediction.steps": 2,
     }
+    if config.model.denoiser == "dit":
+        keys |= {"model.features": [12, 12], "model.token_size": 4}
     if config.model.conditioner_features is not None:
         keys["model.conditioner_features"] = [4, 8, 8, 8][:levels]
     if config.plan.centre_crop is not None:

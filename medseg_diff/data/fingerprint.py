@@ -7,6 +7,7 @@ configuration already says is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,18 +185,31 @@ def step_bytes(patch: Sequence[int], model: ModelConfig) -> float:
     widths = [model.features]
     if model.kind == "diffusion" and model.conditioner != "none":
         widths.append(model.conditioner_features or model.features)
-    voxels = float(np.prod(patch))
-    maps = sum(
+    voxels, blocks = float(np.prod(patch)), 0.0
+    if model.denoiser == "dit":
+        # Every block's maps lie on the grid of tokens; beside the MLP's four there are about as
+        # many again.
+        widths.remove(model.features)
+        blocks = 8 * sum(model.features) / model.token_size ** len(patch)
+    maps = blocks + sum(
         width / 2 ** (len(patch) * level) for row in widths for level, width in enumerate(row)
     )
     return 4 * MAPS_PER_LEVEL * maps * voxels
+
+
+def _multiple(model: ModelConfig) -> int:
+    """What a patch's sizes are multiples of: the coarsest cell of the network's grid."""
+    pyramid = 1 if model.conditioner == "none" else 2 ** (len(model.features) - 1)
+    if model.denoiser == "dit":
+        return math.lcm(model.token_size, pyramid)
+    return 2 ** (len(model.features) - 1)
 
 
 def _patch_for(
     shape: NDArray[np.float64], model: ModelConfig, memory_gb: float, batch: int
 ) -> tuple[int, ...]:
     """The median scan rounded to the network's multiple, shrunk until a batch fits."""
-    factor = 2 ** (len(model.features) - 1)
+    factor = _multiple(model)
     patch = [max(2 * factor, round(float(n) / factor) * factor) for n in shape]
     while step_bytes(patch, model) * batch > memory_gb * 2**30 and max(patch) > 2 * factor:
         patch[int(np.argmax(patch))] -= factor
@@ -203,7 +217,7 @@ def _patch_for(
 
 
 def _check_patch(patch: Sequence[int], dims: int, model: ModelConfig) -> None:
-    factor = 2 ** (len(model.features) - 1)
+    factor = _multiple(model)
     if len(patch) != dims or any(n % factor or n < 2 * factor for n in patch):
         raise InputError(
             "the patch does not suit the network",
