@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood
@@ -86,6 +85,7 @@ def train(
 
 @app.command()
 def predict(
+    context: typer.Context,
     model: Annotated[
         list[str], typer.Option(help="Run folder or 'hippocampus'; several form one ensemble.")
     ],
@@ -175,7 +175,7 @@ def predict(
         check_output(out, [])
         # The fetched series lives until the command ends, however it does.
         given = archive.fetched(predictor.task.channels)
-        folder, uid = click.get_current_context().with_resource(given)
+        folder, uid = context.with_resource(given)
         input, options = [folder], replace(options, series=series and uid)
     cases = find_cases(input or [], predictor.task.channels)
     check_output(out, cases)

@@ -21,10 +21,9 @@ from typing import Protocol
 from pydicom.uid import UID
 
 from medseg_diff.errors import InputError
-from medseg_diff.io.dicom.series import uid_tail
 
 # Their messages quote requests, datasets and identifiers.
-_TALKATIVE = ("pynetdicom", "dicomweb_client", "urllib3", "requests", "pydicom")
+_TALKATIVE = ("pynetdicom", "dicomweb_client", "retrying", "urllib3", "requests", "pydicom")
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,8 @@ def choose_series(found: Sequence[Found], wanted: str | None) -> Found:
         InputError: if there is no study, no image, or no single series; those there are get
             listed as ``--series`` takes them.
     """
+    from medseg_diff.io.dicom.series import uid_tail  # loads MONAI, which takes seconds
+
     if not found:
         raise InputError(
             "no such study in the archive",

@@ -30,11 +30,12 @@ def open_archive(
 
         return DimseArchive(address, own or Own(), given)
     except ModuleNotFoundError as error:
-        if error.name not in ("pynetdicom", "dicomweb_client"):
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("pynetdicom", "dicomweb_client", "requests", "urllib3"):
             raise
         raise UsageError(
             "needs a package that is not installed",
             field="--pacs",
-            found=error.name,
+            found=missing,
             remedy="pip install 'medseg-diff[pacs]'",
         ) from None

@@ -116,6 +116,8 @@ class WebArchive:
                     found="HTTP 404",
                     remedy="check the address and the UID",
                 ) from None
+            except InputError:
+                raise
             except ValueError:
                 raise _not_dicomweb("the answer is not JSON") from None
             if not all(isinstance(row, dict) for row in page):

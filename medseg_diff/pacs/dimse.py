@@ -69,7 +69,7 @@ class DimseArchive:
     def series(self, study: str) -> list[Found]:
         """See `Archive.series`."""
         budget = Budget(self._limits)
-        with self._associate([build_context(Find)], budget) as association:
+        with self._associate([build_context(Find)]) as association:
             found = []
             for row in self._find(association, budget, "SERIES", ["Modality"], study):
                 uid = _text(row, "SeriesInstanceUID")
@@ -98,7 +98,7 @@ class DimseArchive:
         datasets = [pydicom.dcmread(file) for file in files]
         classes = dict.fromkeys(str(dataset.SOPClassUID) for dataset in datasets)
         contexts = [build_context(uid, UNCOMPRESSED) for uid in classes]
-        with self._associate(contexts, budget) as association:
+        with self._associate(contexts) as association:
             taken = {str(c.abstract_syntax) for c in association.accepted_contexts}
             for number, (file, dataset) in enumerate(zip(files, datasets, strict=True)):
                 if str(dataset.SOPClassUID) not in taken:
@@ -151,14 +151,14 @@ class DimseArchive:
         if len(contexts) + len(packed) <= _MOST_CONTEXTS:
             contexts += packed
         roles = [build_role(uid, scp_role=True) for uid in known]
-        with self._associate(contexts, budget, roles, receiver.handlers()) as association:
+        with self._associate(contexts, roles, receiver.handlers()) as association:
             return self._transfer(
                 association.send_c_get(self._whole(series), Get), receiver, budget, association
             )
 
     def _move(self, series: Found, receiver: Receiver, budget: Budget, port: int) -> int:
         """C-MOVE to a server of our own, open only to this node and only for this series."""
-        listener = self._entity(budget)
+        listener = self._entity()
         listener.require_called_aet = True
         listener.require_calling_aet = [self._address.title]
         for uid in IMAGES:
@@ -176,7 +176,7 @@ class DimseArchive:
                     remedy="give the port under which the node knows this program",
                 ) from None
         try:
-            with self._associate([build_context(Move)], budget) as association:
+            with self._associate([build_context(Move)]) as association:
                 # The node need not say a word before it is done.
                 association.dimse_timeout = association.network_timeout = self._limits.seconds
                 answers = association.send_c_move(self._whole(series), self._own.title, Move)
@@ -213,7 +213,7 @@ class DimseArchive:
     def _whole(self, series: Found) -> Dataset:
         return _identifier("SERIES", series.study, series.uid)
 
-    def _entity(self, budget: Budget) -> AE:
+    def _entity(self) -> AE:
         entity = AE(self._own.title)
         entity.maximum_pdu_size = 1 << 17
         entity.connection_timeout = min(10.0, self._limits.timeout_s)
@@ -234,34 +234,35 @@ class DimseArchive:
     def _associate(
         self,
         contexts: list[PresentationContext],
-        budget: Budget,
         roles: Sequence[Any] = (),
         handlers: Sequence[Any] = (),
     ) -> Iterator[Association]:
         """An association with at least the first context accepted; nothing is logged within."""
         opened: list[bool] = []
-        watch = (evt.EVT_CONN_OPEN, lambda event: opened.append(True))
+
+        def watch(event: Any) -> None:
+            opened.append(True)
+            # pynetdicom waits without end for the rest of a message that has begun.
+            event.assoc.dul.socket.socket.settimeout(self._limits.timeout_s)
+
         with silence():
-            association = self._entity(budget).associate(
-                self._address.host,
-                self._address.port,
-                contexts=contexts,
-                ae_title=self._address.title,
-                ext_neg=list(roles),
-                evt_handlers=[watch, *handlers],
-            )
+            try:
+                association = self._entity().associate(
+                    self._address.host,
+                    self._address.port,
+                    contexts=contexts,
+                    ae_title=self._address.title,
+                    ext_neg=list(roles),
+                    evt_handlers=[(evt.EVT_CONN_OPEN, watch), *handlers],
+                )
+            except OSError:
+                raise unreachable(self._address.shown, "no such host") from None
             if not association.is_established:
                 raise self._not_associated(association, bool(opened))
             try:
-                wanted = contexts[0].abstract_syntax
                 accepted = {c.abstract_syntax for c in association.accepted_contexts}
-                if wanted not in accepted and wanted in (Find, Get, Move):
-                    raise InputError(
-                        "the node does not offer it",
-                        field="--pacs",
-                        found=UID(str(wanted)).name,
-                        remedy=_OTHER_WAY.get(str(wanted)),
-                    )
+                if contexts[0].abstract_syntax in {Get, Move} - accepted:
+                    raise _not_offered([contexts[0]])
                 yield association
                 association.release()
             finally:
@@ -271,6 +272,8 @@ class DimseArchive:
     def _not_associated(self, association: Association, opened: bool) -> InputError:
         if not opened:
             return unreachable(self._address.shown, "no connection")
+        if not association.is_rejected and association.rejected_contexts:
+            return _not_offered(association.rejected_contexts)
         if not association.is_rejected:
             return unreachable(self._address.shown, "no DICOM association")
         answer = association.acceptor.primitive
@@ -291,7 +294,23 @@ class DimseArchive:
         )
 
     def _broken(self) -> InputError:
-        return unreachable(self._address.shown, "connection broken, or no answer in time")
+        return InputError(
+            "the node broke off, or said nothing in time",
+            field="--pacs",
+            found=self._address.shown,
+            remedy=f"let the node know AE title {self._own.title} of this computer (--own-aet), "
+            "and see its log",
+        )
+
+
+def _not_offered(contexts: Sequence[PresentationContext]) -> InputError:
+    names = dict.fromkeys(str(context.abstract_syntax) for context in contexts)
+    return InputError(
+        "the node does not offer it",
+        field="--pacs",
+        found=", ".join(UID(name).name for name in list(names)[:3]),
+        remedy=next((_OTHER_WAY[name] for name in names if name in _OTHER_WAY), None),
+    )
 
 
 _OTHER_WAY = {

@@ -74,6 +74,8 @@ class Receiver:
             except InputError as error:
                 self.problem = self.problem or error
                 event.assoc.abort(block=False)
+                # As pynetdicom does when the peer aborts: wakes who waits for the next message.
+                event.assoc.dimse.msg_queue.put((None, None))
 
     def _keep(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)

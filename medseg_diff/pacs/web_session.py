@@ -160,12 +160,13 @@ def _reason(error: Exception) -> str:
         issubclass(k, requests.exceptions.SSLError | urllib3.exceptions.SSLError) for k in kinds
     ):
         return "its certificate is not trusted (REQUESTS_CA_BUNDLE names a file of further ones)"
-    if any(issubclass(k, requests.Timeout | urllib3.exceptions.TimeoutError) for k in kinds):
-        return "no answer in time"
     if any(issubclass(k, urllib3.exceptions.NameResolutionError) for k in kinds):
         return "no such host"
     if any(issubclass(k, ConnectionRefusedError) for k in kinds):
         return "connection refused"
+    # urllib3 counts connections that were never made among its timeouts: those come first.
+    if any(issubclass(k, requests.Timeout | urllib3.exceptions.TimeoutError) for k in kinds):
+        return "no answer in time"
     return "connection broken"
 
 
