@@ -33,7 +33,7 @@ def test_any_content_in_any_cut():
     tokens = [b"\r", b"\n", b"--", b"x", b"\r\n--x", b"a"]
     for _ in range(500):
         parts = [b"".join(draw.choices(tokens, k=draw.randrange(12))) for _ in range(3)]
-        parts = [part.replace(b"\r\n--xx", b"") for part in parts]
+        parts = [part for part in parts if b"\r\n--xx" not in part] or [b"a"]
         size = draw.randrange(1, 64)
         assert joined(body(parts), size) == parts
         assert joined(body(parts, first=b"\r\n"), size) == parts
