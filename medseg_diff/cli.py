@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood
+from medseg_diff.cli_options import parse_shapes, read_options
+from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
 from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from medseg_diff.batch import Outcome
-    from medseg_diff.io import ReadOptions
 
 app = typer.Typer(
     help="Diffusion models that segment medical images: train, predict, evaluate.",
@@ -83,11 +85,14 @@ def train(
 
 @app.command()
 def predict(
+    context: typer.Context,
     model: Annotated[
         list[str], typer.Option(help="Run folder or 'hippocampus'; several form one ensemble.")
     ],
-    input: Annotated[list[Path], typer.Option(help="Scans, folders, or a cases.json (its test).")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
+    input: Annotated[
+        list[Path] | None, typer.Option(help="Scans, folders, or a cases.json (its test).")
+    ] = None,
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
     sampler: Annotated[
@@ -144,9 +149,20 @@ def predict(
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its UID or the end of it.")
     ] = None,
+    pacs: Pacs = None,
+    study: Study = None,
+    store: Store = False,
+    own_aet: OwnTitle = "MEDSEGDIFF",
+    move_port: MovePort = None,
+    pacs_gib: Gib = 16.0,
+    pacs_seconds: Seconds = 1800.0,
 ) -> None:
     """Segment scans: per case a mask, its probability, its doubt and a JSON."""
-    options = _read_options(affine, assume_axcodes, nan, volume, series)
+    if bool(input) == (pacs is not None):
+        raise UsageError("give either --input or --pacs", field="--input")
+    own, limits = (own_aet, move_port), (pacs_gib, pacs_seconds)
+    archive = remote(pacs, study, series, store, own=own, limits=limits, dicom_seg=dicom_seg)
+    options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases, predict_many
     from medseg_diff.inference import load
 
@@ -155,7 +171,13 @@ def predict(
         from medseg_diff.guided import guided
 
         predictor = guided(predictor, guide, guide_scale)
-    cases = find_cases(input, predictor.task.channels)
+    if archive is not None:
+        check_output(out, [])
+        # The fetched series lives until the command ends, however it does.
+        given = archive.fetched(predictor.task.channels)
+        folder, uid = context.with_resource(given)
+        input, options = [folder], replace(options, series=series and uid)
+    cases = find_cases(input or [], predictor.task.channels)
     check_output(out, cases)
     told: list[str] = []
     line = _line_per_case(len(cases))
@@ -170,14 +192,14 @@ def predict(
         out,
         go_on=go_on,
         report=report,
-        dicom_seg=dicom_seg,
+        dicom_seg=True if store else dicom_seg,
         draws=draws,
         steps=steps,
         sampler=sampler,
         fuse=fuse,
         settle=settle,
         flips=flip,
-        shapes=_shapes(shapes),
+        shapes=parse_shapes(shapes),
         save_draws=save_draws,
         seed=seed,
         batch_size=batch_size,
@@ -186,6 +208,8 @@ def predict(
     if len(told) < len(cases):
         print(f"{len(cases) - len(told)} cases were done before, or are another process's")
     print(f"written to {out}")
+    if archive is not None and code == 0:
+        archive.store_answers(out, cases)
     raise typer.Exit(code)
 
 
@@ -275,57 +299,6 @@ def info(
     from medseg_diff.describe import describe
 
     print(describe(target))
-
-
-def _shapes(text: str | None) -> dict[str, object] | None:
-    """What `--shapes` says; its keys are checked where structures are known."""
-    if text is None:
-        return None
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(
-            "not a mapping",
-            field="--shapes",
-            found=repr(text),
-            expected="'{name: {keep_largest: true, fill_holes: true, min_volume_mm3: 20}}'",
-        )
-    return found
-
-
-def _read_options(
-    affine: str,
-    assume_axcodes: str | None,
-    nan: float | None,
-    volume: int | None,
-    series: str | None,
-) -> ReadOptions:
-    """How to read scans that do not speak for themselves."""
-    if affine not in ("auto", "sform", "qform"):
-        raise UsageError(
-            "unknown choice", field="--affine", found=affine, expected="auto, sform or qform"
-        )
-    from medseg_diff.io import ReadOptions
-
-    try:
-        return ReadOptions(
-            affine=affine,  # type: ignore[arg-type]  # checked above
-            assume_axcodes=assume_axcodes,
-            nan_fill=nan,
-            volume=volume,
-            series=series,
-        )
-    except ValueError:
-        raise UsageError(
-            "not an orientation",
-            field="--assume-axcodes",
-            found=repr(assume_axcodes),
-            expected="each of R/L, A/P, S/I once, e.g. RAS",
-        ) from None
 
 
 def _line_per_case(total: int) -> Callable[[int, Outcome], None]:

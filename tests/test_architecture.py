@@ -13,14 +13,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
+    "errors", "files", "recipes", "config", "io", "pacs", "data", "networks", "codecs", "diffusion",
     "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws", "windows",
     "ensemble", "morphology", "answer", "inference", "guided", "manifest", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
     "training_log", "resume", "training",
-    "describe", "progress", "demo", "cli_measure", "cli",
+    "describe", "progress", "demo", "cli_measure", "cli_options", "cli_pacs", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
@@ -97,9 +97,24 @@ def test_only_the_model_sees_networks_and_diffusion_together():
 
 @file_of
 def test_file_formats_stay_inside_io(path: Path):
-    if part_of(path) != "io":
-        formats = {"nibabel", "pydicom", "highdicom"}
-        assert not [n for n in imports(path) if n.split(".")[0] in formats]
+    formats = {"io": set(), "pacs": {"nibabel", "highdicom"}}
+    fenced = formats.get(part_of(path), {"nibabel", "pydicom", "highdicom"})
+    assert not [n for n in imports(path) if n.split(".")[0] in fenced]
+
+
+@file_of
+def test_the_network_stays_inside_pacs(path: Path):
+    if part_of(path) != "pacs":
+        network = {"pynetdicom", "dicomweb_client", "requests", "urllib3", "http", "ssl"}
+        assert not [n for n in imports(path) if n.split(".")[0] in network]
+
+
+def test_pacs_knows_only_io():
+    """Sending and receiving need no model, no data and no figures."""
+    files = [p for p in FILES if part_of(p) == "pacs"]
+    assert files
+    for path in files:
+        assert inner_imports(path) <= {"errors", "io", "pacs"}, path.name
 
 
 @file_of
@@ -123,7 +138,7 @@ def test_importing_the_package_is_light():
     code = (
         "import sys, medseg_diff, medseg_diff.cli\n"
         "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'pandas', 'scipy', 'nibabel',"
-        " 'pydicom'}\n"
+        " 'pydicom', 'pynetdicom', 'dicomweb_client', 'requests'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

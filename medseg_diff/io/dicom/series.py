@@ -145,7 +145,7 @@ def describe_series(groups: Mapping[str, Sequence[Header]]) -> list[SeriesInfo]:
         except InputError:
             spacing = ()
         localizer = all(header.localizer for header in group)
-        tail = _tail(uid, groups)
+        tail = uid_tail(uid, groups)
         found.append(SeriesInfo(uid, tail, group[0].modality, len(frames), spacing, localizer))
     return sorted(found, key=lambda info: -info.frames)
 
@@ -201,7 +201,7 @@ def _one_direction(series: Series) -> None:
         stack_frames(frames)
 
 
-def _tail(uid: str, others: Mapping[str, object]) -> str:
+def uid_tail(uid: str, others: Mapping[str, object]) -> str:
     """Shortest ending of at least six characters that no other series shares."""
     for n in range(_TAIL, len(uid)):
         tail = uid[-n:]
