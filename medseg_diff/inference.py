@@ -99,7 +99,7 @@ class Predictor:
         self.runs, self.task, self.plan = list(runs), first.task, first.plan
         self.defaults = first.prediction
         self.codec = runs[0].model.codec
-        self.patch = [*first.plan.patch_size, 1][:3]
+        self.patch = list(first.window)
 
     @property
     def labels(self) -> dict[str, int]:

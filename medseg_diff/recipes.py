@@ -19,8 +19,12 @@ squared error of the noise, but their network's output is a velocity (Salimans &
 the noise follows: noise = a velocity + sigma x_t. A network whose output is the noise itself must
 copy x_t to a part in a hundred before its clean estimate, (x_t - sigma noise) / a, means anything
 where a is small; that takes the papers' 100,000 steps. On nuclei, 250 steps of 128 x 128 patches,
-EnsemDiff had Dice 0.29 on the 14 validation images that way and 0.71 this way.
-`--set model.output=noise --set objective.squared_error_of=output` is the papers' output."""
+EnsemDiff had Dice 0.29 on the 14 validation images that way and 0.71 this way (one draw, 10 steps).
+Times are drawn late (density 3 t^2) where the papers draw them evenly: that loss counts an error of
+clean by a^2 / sigma^2, next to nothing where the mask is still unknown. Dice of the estimate from
+noise alone rose from 0.48 to 0.88 with it (4 validation images).
+`--set model.output=noise --set objective.squared_error_of=output --set objective.time_law=uniform`
+is the papers' own."""
 
 
 def unet() -> Keys:
@@ -161,6 +165,8 @@ def ensemdiff() -> Keys:
             "squared_error": 1.0,
             "squared_error_of": "noise",
             "variational_bound": 0.001,
+            "time_law": "late",
+            "time_law_shape": 3.0,
         },
         "prediction": {"draws": 5, "steps": 100, "sampler": "ancestral"},
     }
@@ -191,7 +197,12 @@ def medsegdiff_v1() -> Keys:
             "schedule": "linear",
             "output": "velocity",
         },
-        "objective": {"squared_error": 1.0, "squared_error_of": "noise"},
+        "objective": {
+            "squared_error": 1.0,
+            "squared_error_of": "noise",
+            "time_law": "late",
+            "time_law_shape": 3.0,
+        },
         "prediction": {"draws": 5, "steps": 100, "sampler": "ancestral", "fuse": "staple"},
     }
 
@@ -249,6 +260,8 @@ def medsegdiff_v2() -> Keys:
         "objective": {
             "squared_error": 1.0,
             "squared_error_of": "noise",
+            "time_law": "late",
+            "time_law_shape": 3.0,
             "anchor": 1.0,
             "anchor_cross_entropy": 10.0,
             "anchor_every": 5,

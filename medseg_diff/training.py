@@ -334,10 +334,7 @@ def validation_dice(
     model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
 ) -> float:
     """Mean Dice over cases and structures of one draw per case, on the model grid."""
-    if config.plan.patch_size is None:
-        raise ValueError("the configuration is not complete: it has no patch size")
     wanted, scores = config.prediction, []
-    patch = [*config.plan.patch_size, 1][:3]
     # Analytic variance is measured on the finished weights; ancestral is the same walk without.
     name = "ancestral" if wanted.sampler == "analytic" else wanted.sampler
     steps = wanted.validation_steps or wanted.steps
@@ -347,7 +344,7 @@ def validation_dice(
     for case in cases:
         request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
         image = network_input(case["image"], config.plan)
-        fused = infer([model], image, patch, request)
+        fused = infer([model], image, config.window, request)
         labels = model.codec.decode(torch.from_numpy(fused.probability)[None])[0, 0].numpy()
         for members in task_of(config).structures.values():
             truth, found = np.isin(case["label"][0], members), np.isin(labels, members)

@@ -86,6 +86,8 @@ def overrides(name: str, cases: Path) -> list[str]:
         keys |= {"model.features": [12, 12], "model.token_size": 4}
     if config.model.conditioner_features is not None:
         keys["model.conditioner_features"] = [4, 8, 8, 8][:levels]
+    if config.prediction.window is not None:
+        keys["prediction.window"] = [24, 24]
     if config.plan.centre_crop is not None:
         keys["plan.centre_crop"] = [16, 16]
     if config.model.latent is not None:

@@ -380,3 +380,18 @@ def test_the_anchor_needs_an_anchored_model(predictor: Predictor, tmp_path: Path
     path = write(tmp_path / "s.nii", noisy(), grid_affine("RAS", SPACING, SHAPE))
     with pytest.raises(UsageError, match="conditioner: anchored"):
         predictor.predict(path, sampler="anchor")
+
+
+def test_a_window_of_its_own_for_prediction(tmp_path: Path):
+    """The scan in one piece, though patches were smaller; the context is asked once."""
+    path = write(
+        tmp_path / "s.nii", noisy((16, 24, 20)), grid_affine("RAS", (2.5,) * 3, (16, 24, 20))
+    )
+    calls = {}
+    for name, prediction in (("patches", {}), ("whole", {"window": [16, 24, 20]})):
+        config = tiny_config(prediction=prediction | {"overlap": 0.0})
+        predictor = md.load(save_untrained(tmp_path / name, config), device="cpu")
+        calls[name] = predictor.predict(path, draws=1, steps=1).record["network_calls"]["context"]
+    assert calls == {"patches": 4, "whole": 1}
+    with pytest.raises(UsageError, match="same number"):
+        tiny_config(prediction={"window": [16, 16]})

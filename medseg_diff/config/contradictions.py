@@ -40,6 +40,13 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "objective.anchor_every counts evenly spread times: set it to 1, or another time_law than "
         "importance",
     )
+    sizes = [config.plan.patch_size, config.prediction.window]
+    lengths = {len(size) for size in sizes if size is not None}
+    yield (
+        len(lengths) > 1,
+        "prediction.window and plan.patch_size have one size for each axis of the network: give both "
+        "the same number",
+    )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
 

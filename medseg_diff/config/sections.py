@@ -325,6 +325,14 @@ class Config(Section):
         return self
 
     @property
+    def window(self) -> tuple[int, int, int]:
+        """Voxels along the model grid's three axes that prediction looks at in one piece."""
+        if self.plan.patch_size is None:
+            raise ValueError("the configuration is not complete: it has no patch size")
+        size = self.prediction.window or self.plan.patch_size
+        return (size[0], size[1], size[2] if len(size) == 3 else 1)
+
+    @property
     def input_planes(self) -> int:
         """Channels of the network's image input, coordinates included."""
         if self.task is None or self.plan.spatial_dims is None:
