@@ -3,8 +3,8 @@
     python benchmarks/segmentation_table.py --cases datasets/hippocampus/cases.json \
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
 
-``--as-configured`` scores each run once, with the draws, steps and sampler of its own YAML: the
-table over recipes; ``--most-steps N`` scores slow recipes at N steps, counts network calls and
+``--as-configured`` scores each run with the draws, steps and sampler of its own YAML, once more in
+one step, and an anchored one by its anchor alone: the table over recipes; ``--most-steps N`` scores slow recipes at N steps, counts network calls and
 GFLOPs of one case at the configured steps, and extrapolates the seconds by the calls (marked ~).
 ``--samplers`` with ``--steps`` compares samplers on one run.
 
@@ -91,6 +91,8 @@ def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
         return [Settings(1, 1, own.sampler)]
     if given.as_configured:
         rows = [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]
+        # The same network asked in one step: what its trajectory must beat to be worth its calls.
+        rows += [Settings(1, own.draws, own.sampler)] * (own.steps > 1)
         # What the draws must beat to be worth their cost: the conditioner's own mask.
         return rows + [Settings(1, 1, "anchor")] * (config.model.output == "correction")
     samplers = given.samplers or [own.sampler]
@@ -122,8 +124,9 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     asked = settings._asdict()
     whole = dict(asked)
-    if given.as_configured and settings.sampler != "anchor" and predictor.runs[0].model.stochastic:
-        whole["steps"] = predictor.defaults.steps
+    own = predictor.defaults
+    if given.as_configured and settings.steps == given.most_steps < own.steps:
+        whole["steps"] = own.steps
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
     with FlopCounterMode(display=False) as counter:
         first = predictor.predict(cases[0].channels, case="first", **whole)

@@ -44,8 +44,8 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     lengths = {len(size) for size in sizes if size is not None}
     yield (
         len(lengths) > 1,
-        "prediction.window and plan.patch_size have one size for each axis of the network: give both "
-        "the same number",
+        "prediction.window and plan.patch_size have one size for each axis of the network: give "
+        "both the same number",
     )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)

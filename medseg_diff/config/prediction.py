@@ -87,8 +87,8 @@ class PredictionConfig(Section):
         None,
         min_length=2,
         max_length=3,
-        description="voxels that are looked at in one piece; None takes plan.patch_size. In a larger "
-        "one, a convolutional network sees more around each voxel than it was trained with",
+        description="voxels that are looked at in one piece; None takes plan.patch_size. In a "
+        "larger one a convolutional network sees more around each voxel than in training",
     )
     overlap: float = Field(0.5, ge=0, lt=1)
     batch_size: int = Field(8, ge=1, description="windows x draws in one network call")
