@@ -4,8 +4,9 @@
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
 
 ``--as-configured`` scores each run with the draws, steps and sampler of its own YAML, once more in
-one step, and an anchored one by its anchor alone: the table over recipes; ``--most-steps N`` scores slow recipes at N steps, counts network calls and
-GFLOPs of one case at the configured steps, and extrapolates the seconds by the calls (marked ~).
+one step, and an anchored one by its anchor alone: the table over recipes. ``--most-steps N`` scores
+slow recipes at N steps, counts network calls and GFLOPs of one case at the configured steps, and
+extrapolates the seconds by the calls (marked ~).
 ``--samplers`` with ``--steps`` compares samplers on one run.
 
 Each row runs in a process of its own (its peak memory is that process's) and is appended to
