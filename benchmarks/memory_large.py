@@ -21,7 +21,7 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
-CLASSES, SIDE, PATCH = 20, 512, (128, 128, 128)
+CLASSES, PATCH = 20, (128, 128, 128)
 # Whether probability maps are asked for, and whether memory is so short that 16 bits are taken.
 ROWS = [(True, False), (False, False), (False, True)]
 
@@ -48,20 +48,20 @@ def config_of() -> object:
     )
 
 
-def estimate(depth: int, *, maps: bool, compact: bool) -> float:
+def estimate(side: int, depth: int, *, maps: bool, compact: bool) -> float:
     """GiB that `medseg_diff.memory` expects beyond the process that has just started."""
     from medseg_diff.data.fingerprint import DRAWING_MAPS_PER_LEVEL, step_bytes
     from medseg_diff.memory import GIB, Need
 
-    shape = (SIDE, SIDE, depth)
+    shape = (side, side, depth)
     sample = step_bytes(PATCH, config_of().model, DRAWING_MAPS_PER_LEVEL)  # type: ignore[attr-defined]
     need = Need(
-        shape, SIDE * SIDE * depth, 1, CLASSES, CLASSES - 1, 1, PATCH, 1, sample, compact, maps
+        shape, side * side * depth, 1, CLASSES, CLASSES - 1, 1, PATCH, 1, sample, compact, maps
     )
     return need.host_bytes() / GIB
 
 
-def measure(depth: int, maps: bool, short: bool) -> dict[str, object]:
+def measure(side: int, depth: int, maps: bool, short: bool) -> dict[str, object]:
     """Predict one synthetic scan and write its answer; peak resident memory."""
     import numpy as np
     import torch
@@ -75,13 +75,15 @@ def measure(depth: int, maps: bool, short: bool) -> dict[str, object]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config, given = config_of(), estimate(depth, maps=maps, compact=short) + 0.1
+    config, given = config_of(), estimate(side, depth, maps=maps, compact=short) + 0.1
     model = build_model(config).eval()  # type: ignore[arg-type]
     run = LoadedRun(Path("stub"), model, config, {"sha256": {"model.safetensors": "0"}})  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        file, shape = Path(folder) / "ct.nii", (SIDE, SIDE, depth)
-        values = np.random.default_rng(0).integers(-1000, 1000, (1, 64, 64, 1), np.int16)
-        values = np.broadcast_to(values, (1, 64, 64, depth)).repeat(8, 1).repeat(8, 2)
+        file, shape = Path(folder) / "ct.nii", (side, side, depth)
+        values = np.random.default_rng(0).integers(
+            -1000, 1000, (1, side // 8, side // 8, 1), np.int16
+        )
+        values = np.broadcast_to(values, (*values.shape[:3], depth)).repeat(8, 1).repeat(8, 2)
         write_nifti(file, values, fresh_grid(np.eye(4), shape))
         del values
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,6 +112,7 @@ def measure(depth: int, maps: bool, short: bool) -> dict[str, object]:
 def main() -> None:
     """Print one line a row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--depth", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--estimate", action="store_true")
@@ -121,18 +124,22 @@ def main() -> None:
     if given.estimate:
         for maps in (True, False):
             for compact in (False, True):
-                needs = estimate(given.depth, maps=maps, compact=compact)
-                print(f"depth {given.depth}, maps {maps}, 16 bits {compact}: {needs:.1f} GiB")
+                needs = estimate(given.side, given.depth, maps=maps, compact=compact)
+                print(
+                    f"{given.side}x{given.side}x{given.depth}, maps {maps}, "
+                    f"16 bits {compact}: {needs:.1f} GiB"
+                )
         return
-    print("depth  maps   16 bits  estimate  measured  whole process  seconds")
+    print("shape            maps   16 bits  estimate  measured  whole process  seconds")
     for maps, short in (ROWS[n] for n in given.rows):
-        row = json.dumps([given.depth, maps, short])
+        row = json.dumps([given.side, given.depth, maps, short])
+        shape = f"{given.side}x{given.side}x{given.depth}"
         command = [sys.executable, __file__, "--row", row]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        needs = estimate(given.depth, maps=maps, compact=found["compact"])
+        needs = estimate(given.side, given.depth, maps=maps, compact=found["compact"])
         print(
-            f"{given.depth:<6} {maps!s:<6} {found['compact']!s:<8} {needs:6.1f} GiB "
+            f"{shape:<16} {maps!s:<6} {found['compact']!s:<8} {needs:6.1f} GiB "
             f"{found['peak'] - found['before']:6.1f} GiB {found['peak']:8.1f} GiB "
             f"{found['seconds']:11.0f}",
             flush=True,
