@@ -167,7 +167,7 @@ def make_text(text: str, rng: random.Random) -> bytes:
     return mutated(raw, rng) if rng.random() < 0.4 else raw
 
 
-CONFIG = yaml.safe_dump({**KEYS, "recipe": "anchored"}, sort_keys=False)
+CONFIG = yaml.safe_dump(KEYS, sort_keys=False)
 CASES = json.dumps(
     {
         "name": "x",
@@ -184,7 +184,7 @@ CASES = json.dumps(
                 "part": "train",
                 "channels": {"T1": "cases.json"},
                 "references": ["cases.json"],
-                "sha256": {"cases.json": "0"},
+                "sha256": {"cases.json": "0" * 64},
             }
         ],
     },

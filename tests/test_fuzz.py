@@ -56,6 +56,15 @@ def test_case_lists_that_json_cannot_take(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_sequence_that_breaks_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Pydicom parses sequences late, and raises what the bytes lead it to."""
+    file = tmp_path / "x.dcm"
+    file.write_bytes(READERS["dicom"].make(random.Random("dicom 0 395")))
+    with pytest.raises(InputError, match=r"x.dcm: damaged DICOM element"):
+        io.read_image(file)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_affine_without_a_rotation(tmp_path: Path) -> None:
     reader = READERS["nifti"]
     file = tmp_path / "x.nii"
