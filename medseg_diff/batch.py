@@ -187,7 +187,9 @@ def _made_from(predictor: Predictor, case: Case, settings: Mapping[str, Any]) ->
             inputs[channel] = content_sha256(path)
         except OSError:
             inputs[channel] = None
-    given = {key: value for key, value in settings.items() if key != "batch_size"}
+    given = {
+        key: value for key, value in settings.items() if key not in ("batch_size", "memory_gb")
+    }
     content = {
         "inputs": inputs,
         "models": [run.card["sha256"] for run in predictor.runs],
@@ -293,10 +295,12 @@ def write_answer(
     labels, maps = io.label_suffix(answer.mask), io.map_suffix(answer.mask)
     classes = max(answer.record["labels"].values()) + 1
     with_dicom = dicom is not False and _can_be_dicom(answer, must=dicom is True)
-    files = [f"{name}{labels}", f"{name}_prob{maps}", f"{name}_doubt{maps}"]
+    files = [f"{name}{labels}", f"{name}_doubt{maps}"]
     io.write_label(out / files[0], answer.mask, answer.mask, n_classes=classes)
-    io.write_map(out / files[1], answer.probability, answer.mask)
-    io.write_map(out / files[2], answer.doubt, answer.mask)
+    io.write_map(out / files[1], answer.doubt, answer.mask)
+    if len(answer.probability):
+        files.append(f"{name}_prob{maps}")
+        io.write_map(out / files[-1], answer.probability, answer.mask)
     if answer.draws is not None:
         files.append(f"{name}_draws{maps}")
         io.write_draws(out / files[-1], answer.draws, answer.mask, n_classes=classes)

@@ -168,7 +168,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """Model card of a run."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", file=folder / CARD) from None
     if not isinstance(card, dict):
         raise InputError("the model card is not a JSON object", file=folder / CARD)
@@ -271,5 +271,5 @@ def _is_whole(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         return bool(hashes) and all(file_sha256(folder / k) == v for k, v in hashes.items())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         return False

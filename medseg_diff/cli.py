@@ -119,6 +119,13 @@ def predict(
     save_draws: Annotated[
         bool, typer.Option("--save-draws", help="Also write every draw's mask, in one file.")
     ] = False,
+    probability: Annotated[
+        bool,
+        typer.Option(
+            "--probability/--no-probability",
+            help="Write every structure's probability; the largest file of a case.",
+        ),
+    ] = True,
     dicom_seg: Annotated[
         bool | None,
         typer.Option(
@@ -138,6 +145,10 @@ def predict(
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows x draws in a network call.")
+    ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(help="GiB a case may take of host and GPU memory; what is free by default."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     affine: Annotated[str, typer.Option(help="auto, sform or qform, where they differ.")] = "auto",
@@ -201,8 +212,10 @@ def predict(
         flips=flip,
         shapes=parse_shapes(shapes),
         save_draws=save_draws,
+        maps=probability,
         seed=seed,
         batch_size=batch_size,
+        memory_gb=memory_gb,
         options=options,
     )
     if len(told) < len(cases):

@@ -24,6 +24,10 @@ from medseg_diff.fusion import (
 )
 
 Array = NDArray[np.float32]
+# A probability of 1 in 16 bits of fixed point: rounding moves it by at most 7.6e-6.
+ONE = 65535
+# Voxels worked on at a time where whole maps would not fit the memory.
+BLOCK = 2**20
 BoolArray = NDArray[np.bool_]
 
 
@@ -102,12 +106,32 @@ class DrawMasks:
         return spread.mean()
 
 
+def packed(values: Array, kind: Any) -> NDArray[Any]:
+    """Probabilities as they are kept: float32, or uint16 in units of 1 / ``ONE``."""
+    if kind == np.float32:
+        return values
+    return np.rint(values * np.float32(ONE)).clip(0, ONE).astype(kind)
+
+
+def unpacked(values: NDArray[Any]) -> Array:
+    """Kept probabilities as float32."""
+    result: Array = values if values.dtype == np.float32 else values * np.float32(1 / ONE)
+    return result
+
+
+def blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Runs of rows along the first axis of (*S), about ``BLOCK`` voxels each."""
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
 @dataclass(frozen=True)
 class Fused:
     """The ensemble's answer on the model grid.
 
     Attributes:
         probability: The fusion rule's, (K, *S); the mean over draws unless asked otherwise.
+            float32, or uint16 (``ONE`` is 1) where memory is short; :meth:`plane` reads both.
         variance: Variance between draws, averaged over K, (*S).
         entropy: Mean entropy of the single draws in [0, 1], (*S): what each draw doubts by itself.
         masks: Every draw's own mask.
@@ -116,12 +140,16 @@ class Fused:
         rates: What STAPLE found of each draw, by name; empty for other rules.
     """
 
-    probability: Array
+    probability: NDArray[Any]
     variance: Array
     entropy: Array
     masks: DrawMasks
     network_calls: dict[str, int]
     rates: dict[str, Any] = field(default_factory=dict)
+
+    def plane(self, channel: int) -> Array:
+        """One channel's probability, (*S) float32."""
+        return unpacked(self.probability[channel])
 
     @cached_property
     def pairwise_dice(self) -> list[float]:
@@ -160,19 +188,22 @@ def expected_change(fused: Fused, *, exclusive: bool) -> float:
     Returns:
         At least 0; infinite for fewer than two draws.
     """
-    draws, p = len(fused.masks), fused.probability
+    draws = len(fused.masks)
     if draws < 2:
         return float("inf")
-    total = fused.variance * len(p) / (draws - 1)
-    if exclusive:
-        second, first = np.partition(p, len(p) - 2, axis=0)[-2:]
-        margin, error = first - second, np.sqrt(2 * total)
-        size = int((p.argmax(0) != 0).sum())
-    else:
-        margin, error = np.abs(p - 0.5).min(0), np.sqrt(total)
-        size = int((p > 0.5).any(0).sum())
-    moving = error > 1e-6
-    changed = float(ndtr(-margin[moving].astype(np.float64) / error[moving]).sum())
+    changed, size = 0.0, 0
+    for rows in blocks(fused.variance.shape):
+        p = unpacked(fused.probability[:, rows])
+        total = fused.variance[rows] * len(p) / (draws - 1)
+        if exclusive:
+            second, first = np.partition(p, len(p) - 2, axis=0)[-2:]
+            margin, error = first - second, np.sqrt(2 * total)
+            size += int((p.argmax(0) != 0).sum())
+        else:
+            margin, error = np.abs(p - 0.5).min(0), np.sqrt(total)
+            size += int((p > 0.5).any(0).sum())
+        moving = error > 1e-6
+        changed += float(ndtr(-margin[moving].astype(np.float64) / error[moving]).sum())
     return changed / max(size, 1)
 
 

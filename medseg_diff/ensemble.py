@@ -50,6 +50,7 @@ class Request:
         fuse: How a window's draws and steps become one probability.
         settle: Stop drawing when further draws are expected to change less than this share of
             the mask (:func:`medseg_diff.draws.expected_change`); None draws them all.
+        compact: Keep probabilities in 16 bits; for rules that stream, without ``settle``.
     """
 
     case: str
@@ -60,6 +61,7 @@ class Request:
     batch_size: int = 8
     fuse: FuseName = "mean"
     settle: float | None = None
+    compact: bool = False
 
 
 @dataclass
@@ -145,15 +147,24 @@ def _round(work: _Work, chosen: range) -> Fused:
     """Some draws of every window, stitched."""
     codec, members = work.models[0].codec, work.members(chosen)
     structures, before = codec.channels - work.first, dict(work.calls)
-    canvas = Canvas(work.image.shape[1:], work.patch, codec.channels, structures, members)
+    canvas = Canvas(
+        work.image.shape[1:],
+        work.patch,
+        codec.channels,
+        structures,
+        members,
+        shape=work.shape,
+        compact=work.request.compact,
+    )
     for group in grouped(work.places, max(1, work.request.batch_size // members)):
         for place, answer in zip(group, _draw_group(work, group, chosen), strict=True):
             canvas.paste(place, answer)
+    canvas.finish()
     inside = tuple(slice(0, n) for n in work.shape)
     return Fused(
-        canvas.blended(canvas.probability)[:, *inside],
-        canvas.blended(canvas.variance)[inside],
-        canvas.blended(canvas.entropy)[inside],
+        canvas.probability,
+        canvas.variance,
+        canvas.entropy,
         DrawMasks((canvas.masks[:, *inside],), (members,)),
         {name: count - before[name] for name, count in work.calls.items()},
     )

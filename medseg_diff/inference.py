@@ -16,29 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from numpy.typing import NDArray
 
-from medseg_diff import __version__, io
+from medseg_diff import __version__, io, memory, sanity
 from medseg_diff.answer import Answer, WayBack
 from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PredictionConfig
-from medseg_diff.data.transforms import (
-    load_image,
-    network_input,
-    normalise,
-    spacing_of,
-    to_model_grid,
-)
-from medseg_diff.draws import DrawMasks, Fused, doubt_of_structures, expected_change
+from medseg_diff.data.transforms import spacing_of
+from medseg_diff.draws import ONE, Fused, doubt_of_structures, expected_change
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import content_sha256
-from medseg_diff.model import Sampling, with_flips
+from medseg_diff.model import Sampling, SegmentationModel, with_flips
 from medseg_diff.morphology import ShapeRule, clean_by_rules, clean_labels
+from medseg_diff.scan import PlacedScan, need_of, read_scan
 
 SHIPPED = ("hippocampus",)
-# A structure that fills this share of a scan is more often a failure than an organ.
-LARGE_SHARE = 0.5
 
 Scan = str | Path | Mapping[str, str | Path]
 
@@ -118,9 +110,11 @@ class Predictor:
         flips: Sequence[int] | None = None,
         shapes: Mapping[str, Any] | None = None,
         save_draws: bool = False,
+        maps: bool = True,
         calibrated: bool = True,
         seed: int = 0,
         batch_size: int | None = None,
+        memory_gb: float | None = None,
         case: str | None = None,
         options: io.ReadOptions | None = None,
     ) -> Answer:
@@ -137,14 +131,17 @@ class Predictor:
             shapes: Structure name to what it should look like, see
                 :class:`medseg_diff.config.prediction.ShapeConfig`.
             save_draws: Also return every draw's own label map.
+            maps: Also return the probability of every structure: large for many structures.
             calibrated: Use the temperature that the model card holds, if it holds one.
             seed: With the case's name it fixes the noise, hence the answer.
             batch_size: Windows x draws in one network call; changes speed, not the answer.
+            memory_gb: What the case may take of host and GPU memory, in GiB; None measures what
+                is free. What does not fit is made to, see :mod:`medseg_diff.memory`.
             case: Name of the case; the file's stem by default.
             options: How to read odd files.
 
         Raises:
-            InputError: if the scan cannot be read or does not fit the model.
+            InputError: if the scan cannot be read, or does not fit the model or the memory.
         """
         began = time.perf_counter()
         asked = {
@@ -163,23 +160,23 @@ class Predictor:
         channels = self._channels(scan)
         first = next(iter(channels.values()))
         name = case or io.case_stem(first)
-        image = load_image(channels, self.task, options or io.ReadOptions())
-        self._check_depth(image, first)
-        warnings = list(image.meta.get("warnings", ()))
-        warnings += _intensities(image, self.task.modality)
-        pipeline = to_model_grid(self.plan)
-        placed: MetaTensor = pipeline(image)
-        fused = self._infer(placed, name, settings, seed)
-        if all(float(plane.max()) == float(plane.min()) for plane in image):
+        options = options or io.ReadOptions()
+        placed = read_scan(channels, self.task, self.plan, options, self._free(memory_gb)[0])
+        free = self._free(memory_gb)
+        plan = self._within(placed, settings, free, maps=maps, save_draws=save_draws)
+        fused, again = self._infer(placed, name, settings, seed, plan)
+        warnings = [*placed.warnings, *plan.notes, *again]
+        if placed.constant:
             warnings.append("constant image: the mask is empty")
-            fused = self._nothing(fused)
+            self._empty(fused)
         temperature = self._temperature() if calibrated else None
-        way_back = WayBack(self.codec, placed, pipeline)
-        answer = way_back.answer(fused, temperature)
+        way_back = WayBack(self.codec, placed.placed, placed.pipeline)
+        answer = way_back.answer(fused, temperature, maps=maps)
         answer = replace(answer, mask=self._cleaned(answer.mask, settings))
         drawn = way_back.draws(fused) if save_draws else None
-        record = self._record(answer, image, fused, settings)
-        warnings += self._plausibility(answer.mask)
+        record = self._record(answer, placed.image, fused, settings)
+        found = answer.mask[0].numpy()
+        warnings += sanity.of_mask(found, self.task.structures, record["voxels"])
         record |= {
             "case": name,
             "status": "warning" if warnings else "ok",
@@ -190,6 +187,14 @@ class Predictor:
             "hashes": self._hashes(channels),
         }
         return replace(answer, record=record, draws=drawn)
+
+    def _free(self, memory_gb: float | None) -> tuple[int, int | None]:
+        """Free bytes of the host, and of the GPU if the models lie on one."""
+        device = memory.free_device_bytes(next(self.runs[0].model.parameters()).device)
+        if memory_gb is None:
+            return memory.free_host_bytes(), device
+        given = int(memory_gb * memory.GIB)
+        return given, None if device is None else given
 
     def _check_sampling(self, settings: PredictionConfig) -> None:
         """Refuse steps, grids or guidance that a member does not allow."""
@@ -204,43 +209,62 @@ class Predictor:
             return {name: Path(path) for name, path in scan.items()}
         return {self.task.channels[0]: Path(scan)}
 
-    def _check_depth(self, image: MetaTensor, file: Path) -> None:
-        shape = tuple(image.shape[1:])
-        if self.plan.spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
-            raise InputError(
-                "a 3-D model needs a volume",
-                file=file,
-                field="shape",
-                found="x".join(map(str, shape)),
-                expected="three axes of at least 2 voxels",
-                remedy="give the whole volume, or use a 2-D model",
-            )
+    def _within(
+        self,
+        scan: PlacedScan,
+        settings: PredictionConfig,
+        free: tuple[int, int | None],
+        *,
+        maps: bool,
+        save_draws: bool,
+    ) -> memory.Plan:
+        """How the case fits the free host and device memory."""
+        config, members = self.runs[0].config, self._members(settings)
+        need = need_of(scan, config, members, settings, maps=maps, save_draws=save_draws)
+        return memory.fit(need, *free, file=scan.file)
 
-    def _infer(self, placed: MetaTensor, name: str, settings: PredictionConfig, seed: int) -> Fused:
-        values = np.asarray(placed, dtype=np.float32)
+    def _members(self, settings: PredictionConfig) -> list[SegmentationModel]:
+        places = (self.plan.spatial_dims or 0) if self.plan.coordinates else 0
+        return [m for run in self.runs for m in with_flips(run.model, settings.flips, places)]
+
+    def _infer(
+        self, scan: PlacedScan, name: str, settings: PredictionConfig, seed: int, plan: memory.Plan
+    ) -> tuple[Fused, list[str]]:
+        """Draw and fuse; once more, window by window, if the GPU's memory runs out (K15)."""
         request = Request(
             name,
             seed,
             settings.draws,
             Sampling.of(settings),
             settings.overlap,
-            settings.batch_size,
+            plan.batch,
             settings.fuse,
             settings.settle,
+            plan.compact,
         )
-        image = network_input(normalise(values, self.plan.normalisation or ()), self.plan)
-        places = (self.plan.spatial_dims or 0) if self.plan.coordinates else 0
-        members = [m for run in self.runs for m in with_flips(run.model, settings.flips, places)]
-        return infer(members, image, self.patch, request)
+        members = self._members(settings)
+        try:
+            return infer(members, scan.values, self.patch, request), []
+        except torch.OutOfMemoryError:
+            if plan.batch == 1:
+                raise InputError(
+                    "the GPU's memory ran out",
+                    file=scan.file,
+                    field="memory",
+                    remedy="free the GPU, or use --device cpu",
+                ) from None
+        torch.cuda.empty_cache()
+        note = f"memory: the GPU's ran out with {plan.batch} windows x draws a call; 1 was taken"
+        return infer(members, scan.values, self.patch, replace(request, batch_size=1)), [note]
 
-    def _nothing(self, fused: Fused) -> Fused:
-        probability = np.zeros_like(fused.probability)
+    def _empty(self, fused: Fused) -> None:
+        """Turn an answer into that of a scan which shows nothing, in its own memory."""
+        fused.probability[...] = 0
         if self.codec.exclusive:
-            probability[0] = 1
-        empty = tuple(np.zeros_like(part) for part in fused.masks.parts)
-        nothing = np.zeros_like(fused.variance)
-        masks = DrawMasks(empty, fused.masks.counts)
-        return Fused(probability, nothing, nothing, masks, fused.network_calls)
+            fused.probability[0] = 1 if fused.probability.dtype == np.float32 else ONE
+        fused.variance[...] = fused.entropy[...] = 0
+        for part in fused.masks.parts:
+            part[...] = 0
 
     def _cleaned(self, mask: MetaTensor, settings: PredictionConfig) -> MetaTensor:
         """The mask with every structure's shape put right, as the settings ask."""
@@ -275,6 +299,8 @@ class Predictor:
     def all_channels(self, answer: Answer) -> torch.Tensor:
         """An answer's probability (K, *S) with the background put back for exclusive classes."""
         planes = answer.probability.as_tensor()
+        if len(planes) == 0:
+            raise ValueError("the answer was made without probability maps")
         if not self.codec.exclusive:
             return planes
         return torch.cat([(1 - planes.sum(0, keepdim=True)).clamp(min=0), planes])
@@ -284,11 +310,7 @@ class Predictor:
     ) -> dict[str, Any]:
         spacing = spacing_of(image)
         volume = image.meta["kind"] != "raster"
-        labels = np.asarray(answer.mask[0])
-        counts = {
-            name: int(np.isin(labels, members).sum())
-            for name, members in self.task.structures.items()
-        }
+        counts = sanity.count_voxels(answer.mask[0].numpy(), self.task.structures)
         millilitres = {k: n * float(np.prod(spacing)) / 1000 for k, n in counts.items()}
         spread = dict(zip(self.task.structures, fused.pairwise_dice, strict=True))
         return {
@@ -326,38 +348,6 @@ class Predictor:
             "model": [run.card["sha256"][WEIGHTS] for run in self.runs],
             "input": {name: content_sha256(path) for name, path in channels.items()},
         }
-
-    def _plausibility(self, mask: MetaTensor) -> list[str]:
-        labels = np.asarray(mask)
-        sentences = []
-        for name, members in self.task.structures.items():
-            share = float(np.isin(labels, members).mean())
-            if share == 0:
-                sentences.append(f"{name}: nothing was found")
-            elif share > LARGE_SHARE:
-                sentences.append(f"{name}: fills {share:.0%} of the scan")
-            if share and _touches_border(np.isin(labels[0], members)):
-                sentences.append(f"{name}: touches the border of the scan and may go on beyond it")
-        return sentences
-
-
-def _touches_border(mask: NDArray[np.bool_]) -> bool:
-    """Whether a mask (*S) reaches the first or last voxel of an axis longer than 1."""
-    ends = [mask.take([0, -1], axis) for axis in range(mask.ndim) if mask.shape[axis] > 1]
-    return any(bool(end.any()) for end in ends)
-
-
-def _intensities(image: MetaTensor, modality: str) -> list[str]:
-    """What speaks against a CT's values being Hounsfield units (F28)."""
-    if modality != "CT" or image.meta["kind"] == "raster":
-        return []
-    low, high = float(image.min()), float(image.max())
-    if low >= 0 or high <= 0:
-        return [
-            f"intensity range implausible for CT: {low:g} to {high:g}, where air is -1000 HU and "
-            "water 0; check that the scan is in HU"
-        ]
-    return []
 
 
 def _finite(value: float) -> float | None:

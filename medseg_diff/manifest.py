@@ -88,7 +88,7 @@ class Manifest:
     ) -> None:
         self.file, self.lease = folder / FILE_NAME, lease
         self.owner = owner or this_process()
-        try:
+        with self._readable():
             self._base = sqlite3.connect(
                 self.file, timeout=60, isolation_level=None, check_same_thread=False
             )
@@ -97,13 +97,6 @@ class Manifest:
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute(_TABLE)
             self.entries()
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                "not a readable manifest",
-                file=self.file,
-                found=str(error),
-                remedy="delete it; --continue then starts over",
-            ) from None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -175,35 +168,54 @@ class Manifest:
         return self._entries()
 
     def _entries(self, where: str = "", *values: str) -> list[Entry]:
-        rows = self._base.execute(
-            "SELECT name, status, made_from, record_sha256, owner, claimed, error FROM cases "
-            f"{where} ORDER BY rowid",
-            values,
-        )
+        with self._readable():
+            rows = self._base.execute(
+                "SELECT name, status, made_from, record_sha256, owner, claimed, error FROM cases "
+                f"{where} ORDER BY rowid",
+                values,
+            ).fetchall()
         return [Entry(*row) for row in rows]
 
     def _is_held(self, entry: Entry) -> bool:
         """Whether another process that may still live has the case."""
         if entry.owner is None or entry.owner == self.owner:
             return False
-        host, pid, started = entry.owner.split("|")
-        if host != self.owner.split("|", maxsplit=1)[0]:
-            return time.time() - (entry.claimed or 0) < self.lease
         try:
+            host, pid, started = entry.owner.split("|")
+            if host != self.owner.split("|", maxsplit=1)[0]:
+                return time.time() - (entry.claimed or 0) < self.lease
             return abs(psutil.Process(int(pid)).create_time() - float(started)) < 1
         except psutil.NoSuchProcess:
+            return False
+        # No process of ours writes such an owner: the claim is nobody's.
+        except (ValueError, TypeError, AttributeError, OverflowError):
             return False
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Everything inside happens, or nothing; other writers wait."""
-        self._base.execute("BEGIN IMMEDIATE")
+        with self._readable():
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._base.in_transaction:
+                    self._base.execute("ROLLBACK")
+                raise
+            self._base.execute("COMMIT")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn what SQLite says of a damaged file, or of one that is no manifest, into a line."""
         try:
             yield
-        except BaseException:
-            self._base.execute("ROLLBACK")
-            raise
-        self._base.execute("COMMIT")
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise InputError(
+                "not a readable manifest",
+                file=self.file,
+                found=str(error),
+                remedy="delete it; --continue then starts over",
+            ) from None
 
 
 def canonical(content: Mapping[str, Any]) -> str:

@@ -178,8 +178,8 @@ def medsegdiff_v1() -> Keys:
     last stage. Noise output, squared error alone, ancestral sampling in 100 steps.
 
     Departures: velocity for noise (`VELOCITY_FOR_NOISE`); widths and residual blocks for two CPU
-    cores (`medsegdiff_v1_s` ... `_plusplus` have the paper's depths); STAPLE over 5 draws, where the
-    paper has 25; multi-class by one channel a class. See `networks.medsegdiff`.
+    cores (`medsegdiff_v1_s` ... `_plusplus` have the paper's depths); STAPLE over 5 draws, where
+    the paper has 25; multi-class by one channel a class. See `networks.medsegdiff`.
     """
     return {
         "model": {

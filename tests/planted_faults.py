@@ -643,11 +643,14 @@ ENSEMBLE = [
     Fault("f.window([s.start for s in place]", "f.window([0 for s in place]"),
 ]
 WINDOWS = [
-    Fault("self._weight[place] += weight", "self._weight[place] += 1"),
+    Fault("weights[here] += weight", "weights[here] += 1"),
     Fault("answer.variance.mean(0)", "answer.variance.sum(0)"),
     Fault("weight * answer.entropy", "answer.entropy"),
-    Fault("closer = weight > self._nearest[place]", "closer = weight < self._nearest[place]"),
-    Fault("np.maximum(self._nearest[place], weight", "np.minimum(self._nearest[place], weight"),
+    Fault("closer = weight > nearest[here]", "closer = weight < nearest[here]"),
+    Fault("np.maximum(nearest[here], weight", "np.minimum(nearest[here], weight"),
+    Fault("plane[: len(plane) - done] = plane[done:]", "pass"),
+    Fault("if place[0].start > self._row:", "if False:"),
+    Fault("self._row = end", "pass"),
     Fault('mode="edge"), tuple(shape)', 'mode="edge"), tuple(image.shape)'),
 ]
 DRAWS = [

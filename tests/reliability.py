@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import datetime
+import json
 import platform
 import re
 import subprocess
@@ -30,11 +31,13 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9])([FK]\d\d)(?![0-9])")
 HEAD = """# Reliability
 
 Every row of the project's fault tables (F: bad inputs; K: crashes and kills), the tests that guard
-it, and what became of them. Written by `python tests/reliability.py`{when}.
+it, and what became of them. Written by `python tests/reliability.py`{when}. Where the last column
+says "missed", `python -m tests.guards` took the row's guard away and its tests failed.
 
-| row | outcome | tests |
-|---|---|---|
+| row | outcome | tests | guard taken away |
+|---|---|---|---|
 """
+RECORD = TESTS.parent / "docs" / "guards.json"
 
 
 class Test(NamedTuple):
@@ -85,19 +88,27 @@ def run(tests: set[Test]) -> dict[Test, str]:
 def page(found: dict[str, list[Test]], outcomes: dict[Test, str] | None) -> str:
     """The page's text."""
     lines = []
+    removed = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     for row in ROWS:
         tests = found.get(row, [])
         outcome = WAITING.get(row, "no test yet")
         if tests:
             known = {(outcomes or {}).get(test, "not run") for test in tests}
             outcome = next(o for o in ("failed", "not run", "skipped", "passed") if o in known)
-        lines.append(f"| {row} | {outcome} | {', '.join(t.shown for t in tests)} |")
+        shown = ", ".join(t.shown for t in tests)
+        lines.append(f"| {row} | {outcome} | {shown} | {removed.get(row, '')} |")
     when = ""
     if outcomes is not None:
         today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
         when = f"; run on {today}, {platform.machine()}, {platform.system()}"
     guarded = sum(1 for row in ROWS if found.get(row))
-    return HEAD.format(when=when) + "\n".join(lines) + f"\n\n{guarded} of {len(ROWS)} rows.\n"
+    missed = sum(removed.get(row) == "missed" for row in ROWS)
+    return (
+        HEAD.format(when=when)
+        + "\n".join(lines)
+        + f"\n\n{guarded} of {len(ROWS)} rows have a test; "
+        + f"{missed} guards were taken away and missed.\n"
+    )
 
 
 def main() -> None:

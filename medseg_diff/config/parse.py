@@ -14,6 +14,34 @@ from medseg_diff.config.base import Section
 from medseg_diff.config.sections import Config
 from medseg_diff.errors import UsageError
 
+# Deeper than any configuration; the parser's time grows with the square of the depth.
+DEEPEST = 30
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as plain data: without aliases, which can hold themselves, and not without end deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node, counting how deep it lies."""
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        if self.depth == DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _plain_yaml(text: str) -> Any:
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, start from its ``recipe``, apply ``key.sub=value`` overrides.
@@ -26,9 +54,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise UsageError("no such configuration file", file=path, remedy="check the path")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
+        given = _plain_yaml(path.read_text(encoding="utf-8")) or {}
+    # A date or number that only looks like one is a ValueError of the standard library's.
+    except (yaml.YAMLError, ValueError) as error:
+        first = (str(error).splitlines() or ["empty"])[0]
         raise UsageError(f"not valid YAML: {first}", file=path) from None
     if not isinstance(given, dict):
         raise UsageError("not a mapping of keys", file=path, found=type(given).__name__)
@@ -70,8 +99,8 @@ def _with_override(keys: dict[str, Any], override: str) -> dict[str, Any]:
             "an override has the form key.sub=value", field="--set", found=repr(override)
         )
     try:
-        tree: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
+        tree: Any = _plain_yaml(text)
+    except (yaml.YAMLError, ValueError):
         raise UsageError(
             "the value is not valid YAML", field="--set", found=repr(override)
         ) from None

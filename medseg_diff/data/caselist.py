@@ -200,7 +200,8 @@ def load_caselist(
         raise InputError(
             "no such case list", file=path, remedy="give a cases.json; data_prep/ writes one"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    # Numbers of thousands of digits are a ValueError, endless brackets a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise InputError("not a JSON file", file=path, found=str(error)) from None
     if not isinstance(content, dict):
         raise InputError(

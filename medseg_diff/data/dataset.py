@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
@@ -23,6 +22,7 @@ from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
 from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation, network_input
 from medseg_diff.errors import InputError
+from medseg_diff.memory import check_shared, free_host_bytes
 
 Preprocessed = dict[str, Any]
 
@@ -47,7 +47,7 @@ def cached_cases(
         raise InputError("no case to work on", field="cases", remedy="check the list's parts")
     first = preprocess(items[0])
     size = sum(np.asarray(first[key]).nbytes for key in ("image", "label") if key in first)
-    room = CACHE_SHARE * psutil.virtual_memory().available / max(size, 1)
+    room = CACHE_SHARE * free_host_bytes() / max(size, 1)
     return CacheDataset(
         items,
         preprocess,
@@ -101,6 +101,14 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         """Samples of the whole training."""
         training, plan = self.config.training, self.config.plan
         return training.steps * training.accumulate * (plan.batch_size or 1)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample as a worker hands it over."""
+        plan = self.config.plan
+        places = self.dims if plan.coordinates else 0
+        planes = len(self.cases[0]["image"]) + places + self.state_channels
+        return math.prod(self.patch) * (4 * planes + 2)
 
     def case_of(self, number: int) -> tuple[int, int]:
         """Case index and epoch of a sample number: each epoch is a seeded permutation."""
@@ -206,6 +214,7 @@ def batches(
     """Micro-batches ``first`` ... ``last - 1`` of one process."""
     config = training_set.config
     sampler = StepSampler(first, last, config.plan.batch_size or 1, rank, world)
+    check_shared(training_set.sample_bytes * sampler.share, config.training.workers)
     loader = DataLoader(
         training_set,
         batch_size=sampler.share,
@@ -216,5 +225,20 @@ def batches(
         generator=torch.Generator().manual_seed(config.seed),
         persistent_workers=config.training.workers > 0,
     )
-    for item in loader:
-        yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
+    step = first
+    try:
+        for item in loader:
+            yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
+            step += 1
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # torch's own text names processes; what helps is where in the data it happened.
+        number = step * sampler.batch + rank * sampler.share
+        case = training_set.cases.data[training_set.case_of(number)[0]]["case"]
+        raise InputError(
+            "a data worker was killed by the operating system, probably for want of memory",
+            field="training.workers",
+            found=f"{config.training.workers} workers, at case {case}",
+            remedy="lower training.workers or plan.batch_size, then train with --resume",
+        ) from None

@@ -32,6 +32,8 @@ LEAST_DEPTH = 8
 # Resident float32 feature maps per convolution level during a training step, gradients included.
 # Measured with benchmarks/memory.py.
 MAPS_PER_LEVEL = 22
+# The same without gradients, while a mask is drawn.
+DRAWING_MAPS_PER_LEVEL = 8
 LARGEST_BATCH = 16
 
 
@@ -180,8 +182,10 @@ def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisati
     return tuple(Normalisation(kind=kind) for _ in range(sum(found.planes)))
 
 
-def step_bytes(patch: Sequence[int], model: ModelConfig) -> float:
-    """Estimated memory of one sample's training step."""
+def step_bytes(
+    patch: Sequence[int], model: ModelConfig, maps_per_level: float = MAPS_PER_LEVEL
+) -> float:
+    """Estimated memory of one sample's training step, or with other maps of drawing a mask."""
     widths = [model.features]
     if model.kind == "diffusion" and model.conditioner != "none":
         widths.append(model.conditioner_features or model.features)
@@ -194,7 +198,7 @@ def step_bytes(patch: Sequence[int], model: ModelConfig) -> float:
     maps = blocks + sum(
         width / 2 ** (len(patch) * level) for row in widths for level, width in enumerate(row)
     )
-    return 4 * MAPS_PER_LEVEL * maps * voxels
+    return 4 * maps_per_level * maps * voxels
 
 
 def _multiple(model: ModelConfig) -> int:

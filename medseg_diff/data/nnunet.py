@@ -24,7 +24,7 @@ def read_description(folder: Path, *, required: bool) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("not a JSON file", file=path, found=str(error)) from None
     if not isinstance(content, dict):
         raise InputError("not a dataset description", file=path, expected="a JSON object")

@@ -17,6 +17,7 @@ from medseg_diff.fusion.doubt import (
 from medseg_diff.fusion.moments import (
     Array,
     RunningMoments,
+    StreamedEntropy,
     channel_entropy,
     mean_probability,
     predictive_entropy,
@@ -44,6 +45,7 @@ __all__ = [
     "Staple",
     "StepSum",
     "StepUncertainty",
+    "StreamedEntropy",
     "SufVariant",
     "VolumeInterval",
     "VotingPatterns",

@@ -59,6 +59,42 @@ def predictive_entropy(probabilities: Array, *, exclusive: bool) -> Array:
     return result
 
 
+class StreamedEntropy:
+    """:func:`predictive_entropy` of probabilities that come one channel (*S) at a time.
+
+    Args:
+        channels: K.
+        exclusive: Whether the channels exclude one another.
+    """
+
+    def __init__(self, channels: int, *, exclusive: bool) -> None:
+        self.channels, self.exclusive = channels, exclusive
+        self._sum: Array | None = None
+
+    def add(self, plane: Array) -> None:
+        """Take the next channel, row by row of its first axis: float64 for a row alone."""
+        if self._sum is None:
+            self._sum = np.zeros(plane.shape, np.float32)
+        for total, row in zip(self._sum, plane, strict=True):
+            if self.exclusive:
+                p = row.astype(np.float64)
+                total -= (p * np.log(np.clip(p, 1e-12, 1))).astype(np.float32)
+            else:
+                np.maximum(total, channel_entropy(row), out=total)
+
+    def entropy(self) -> Array:
+        """Entropy in [0, 1], (*S); the sum's own memory.
+
+        Raises:
+            ValueError: if no channel was added.
+        """
+        if self._sum is None:
+            raise ValueError("no channel was added")
+        if self.exclusive:
+            self._sum /= np.float32(np.log(self.channels))
+        return self._sum.clip(0, 1, out=self._sum)
+
+
 def channel_entropy(probabilities: Array) -> Array:
     """Binary entropy of each of (K, *S) probabilities, divided by log 2, in [0, 1]."""
     p = probabilities.astype(np.float64)

@@ -16,6 +16,7 @@ from medseg_diff.io.dicom_reference import Reference, read_reference
 from medseg_diff.io.dicom_seg import Algorithm, write_parametric_map, write_seg
 from medseg_diff.io.grid import require_same_grid
 from medseg_diff.io.images import (
+    count_voxels,
     label_suffix,
     map_suffix,
     read_channels,
@@ -44,6 +45,7 @@ __all__ = [
     "SeriesInfo",
     "StructureCode",
     "case_stem",
+    "count_voxels",
     "dicom_files",
     "find_scans",
     "holds_dicom",

@@ -247,7 +247,7 @@ def _compare_forms(sform: Affine, qform: Affine, grid: NiftiGrid, path: Path) ->
     spacings = spacing_of(sform), spacing_of(qform)
     centre = np.array([*(np.array(grid.shape3) - 1) / 2, 1.0])
     shift = float(np.linalg.norm((sform - qform) @ centre)) * unit
-    turn = _rotation(sform) @ _rotation(qform).T
+    turn = _rotation(sform, path) @ _rotation(qform, path).T
     mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
     # The sine, through the antisymmetric part, resolves small angles that the cosine loses.
     sine = np.linalg.norm(turn - turn.T) / math.sqrt(8)
@@ -275,9 +275,22 @@ def _compare_forms(sform: Affine, qform: Affine, grid: NiftiGrid, path: Path) ->
     )
 
 
-def _rotation(affine: Affine) -> NDArray[np.float64]:
-    """Nearest matrix with orthonormal columns (the polar factor), scalings removed."""
-    u, _, vt = np.linalg.svd(affine[:3, :3] / spacing_of(affine))
+def _rotation(affine: Affine, path: Path) -> NDArray[np.float64]:
+    """Nearest matrix with orthonormal columns (the polar factor), scalings removed.
+
+    Raises:
+        InputError: if the numbers are too large or too small to have one.
+    """
+    try:
+        u, _, vt = np.linalg.svd(affine[:3, :3] / spacing_of(affine))
+    except np.linalg.LinAlgError:
+        raise InputError(
+            "impossible affine",
+            file=path,
+            field="affine",
+            found=_show(affine),
+            expected="finite spacings and directions",
+        ) from None
     return u @ vt
 
 
@@ -354,7 +367,7 @@ def _remove_shear(affine: Affine, shape: Sequence[int], name: str, path: Path) -
             remedy="resample the scan onto a rectangular grid first",
         )
     snapped = affine.copy()
-    snapped[:3, :3] = _rotation(affine) * spacing
+    snapped[:3, :3] = _rotation(affine, path) * spacing
     centre = (np.array(shape) - 1) / 2
     snapped[:3, 3] += (affine[:3, :3] - snapped[:3, :3]) @ centre
     return snapped

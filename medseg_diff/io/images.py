@@ -107,6 +107,17 @@ def read_spacing(path: dicom.Source, options: ReadOptions = DEFAULT) -> tuple[fl
     return (1.0, 1.0) if _is_raster(path) else nifti.nifti_spacing(path, options)
 
 
+def count_voxels(path: dicom.Source, options: ReadOptions = DEFAULT) -> int | None:
+    """Voxels that reading a NIfTI file would bring, from its header; None for other files.
+
+    Raises:
+        InputError: if the header is broken.
+    """
+    if not isinstance(path, str | Path) or _is_dicom(Path(path)) or _is_raster(Path(path)):
+        return None
+    return nifti.read_header(Path(path), options).n_voxels
+
+
 def write_label(path: str | Path, labels: ArrayLike, like: MetaTensor, *, n_classes: int) -> None:
     """Write a label map (1, *S) on the file grid of ``like``: NIfTI, or PNG for raster images.
 

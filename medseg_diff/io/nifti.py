@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,16 +112,20 @@ def write_nifti(path: str | Path, values: NDArray[Any], grid: NiftiGrid) -> None
     shape = grid.shape if len(values) == 1 else (*grid.shape3, len(values))
     head = build_header(grid, shape, values.dtype)
     little = values.dtype.newbyteorder("<")
-    data = np.ascontiguousarray(values.transpose(0, 3, 2, 1), little)
     with atomic_file(path) as stream:
         if not name.endswith(".gz"):
-            stream.write(head)
-            stream.write(data.data)
+            _write_volumes(stream, head, values, little)
             return
         # No name and no time inside: the same mask gives the same bytes and says nothing.
         with gzip.GzipFile("", "wb", 6, stream, mtime=0) as packed:
-            packed.write(head)
-            packed.write(data.data)
+            _write_volumes(cast("IO[bytes]", packed), head, values, little)
+
+
+def _write_volumes(stream: IO[bytes], head: bytes, values: NDArray[Any], kind: Any) -> None:
+    """Header, then volume by volume: the file's order of axes takes a copy."""
+    stream.write(head)
+    for volume in values:
+        stream.write(np.ascontiguousarray(volume.transpose(2, 1, 0), kind).data)
 
 
 def fresh_grid(affine: Affine, shape: tuple[int, ...]) -> NiftiGrid:

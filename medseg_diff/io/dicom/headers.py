@@ -117,17 +117,32 @@ def read_header(path: Path, max_voxels: int) -> Header | str:
             no reader here understands.
     """
     dataset = open_dataset(path, KEYWORDS)
-    with quiet():
-        reader = Reader(dataset, path)
-        kind = sop_class_of(dataset)
-        if kind in _NOT_SCANS:
-            return _NOT_SCANS[kind]
-        if "Rows" in dataset:
-            return reader.header(max_voxels)
-        # A slice cut short must not pass for a document and leave the series silently.
-        if not kind or "Image Storage" in UID(kind).name:
-            raise reader.refusal("Rows", "file ends early or holds no image", None, "an image")
-        return reader.modality() or "other"
+    try:
+        with quiet():
+            return _header_of(Reader(dataset, path), max_voxels)
+    except InputError:
+        raise
+    # pydicom parses an element, or a whole sequence, when it is asked for; its own text may quote
+    # what stands there, which may be a name.
+    except Exception as error:
+        raise InputError(
+            "damaged DICOM element",
+            file=path,
+            found=type(error).__name__,
+            remedy="copy or download it again",
+        ) from None
+
+
+def _header_of(reader: Reader, max_voxels: int) -> Header | str:
+    kind = sop_class_of(reader.dataset)
+    if kind in _NOT_SCANS:
+        return _NOT_SCANS[kind]
+    if "Rows" in reader.dataset:
+        return reader.header(max_voxels)
+    # A slice cut short must not pass for a document and leave the series silently.
+    if not kind or "Image Storage" in UID(kind).name:
+        raise reader.refusal("Rows", "file ends early or holds no image", None, "an image")
+    return reader.modality() or "other"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""A scan as a model sees it, and what it takes of the memory.
+
+Legend: C image channels (coordinates included), *S the model's grid, *T the scan's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from numpy.typing import NDArray
+
+from medseg_diff import io, memory, sanity
+from medseg_diff.config import Config, PlanConfig, PredictionConfig, TaskConfig
+from medseg_diff.data.fingerprint import DRAWING_MAPS_PER_LEVEL, step_bytes
+from medseg_diff.data.transforms import load_image, network_input, normalise, to_model_grid
+from medseg_diff.errors import InputError
+from medseg_diff.model import SegmentationModel
+
+
+@dataclass(frozen=True)
+class PlacedScan:
+    """One scan, placed and normalised; of its images as read only the grids are kept.
+
+    Attributes:
+        values: What the network sees, (C, *S) float32.
+        image: The grid of the scan as it was read, (C', *T), without voxels.
+        placed: The grid of the model, which remembers how the scan came there, without voxels.
+        pipeline: The transforms that placed it.
+        warnings: What its reader and its intensities have to say.
+        constant: Whether it shows nothing.
+        file: First channel's file.
+    """
+
+    values: NDArray[np.float32]
+    image: MetaTensor
+    placed: MetaTensor
+    pipeline: Compose
+    warnings: tuple[str, ...]
+    constant: bool
+    file: Path
+
+
+def read_scan(
+    channels: Mapping[str, Path],
+    task: TaskConfig,
+    plan: PlanConfig,
+    options: io.ReadOptions,
+    free_bytes: int,
+) -> PlacedScan:
+    """Read, check, place and normalise one scan.
+
+    Raises:
+        InputError: if it cannot be read, does not fit the model, or not the memory.
+    """
+    file = next(iter(channels.values()))
+    for path in channels.values():
+        voxels = io.count_voxels(path, options)
+        if voxels is not None:
+            memory.check_reading(voxels, free_bytes, path)
+    image = load_image(channels, task, options)
+    _check_depth(image, plan, file)
+    warnings = [*image.meta.get("warnings", ()), *sanity.of_intensities(image, task.modality)]
+    constant, pipeline = sanity.is_constant(image), to_model_grid(plan)
+    placed: MetaTensor = pipeline(image)
+    image = _grid_of(image)
+    normal = normalise(np.asarray(placed, dtype=np.float32), plan.normalisation or ())
+    values = network_input(normal, plan)
+    return PlacedScan(values, image, _grid_of(placed), pipeline, tuple(warnings), constant, file)
+
+
+def _grid_of(image: MetaTensor) -> MetaTensor:
+    """An image's shape, place and history; all its voxels share one number's memory."""
+    hollow = MetaTensor(torch.zeros(()).expand(image.shape), meta=dict(image.meta))
+    hollow.affine = image.affine
+    hollow.applied_operations = list(image.applied_operations)
+    return hollow
+
+
+def _check_depth(image: MetaTensor, plan: PlanConfig, file: Path) -> None:
+    shape = tuple(image.shape[1:])
+    if plan.spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
+        raise InputError(
+            "a 3-D model needs a volume",
+            file=file,
+            field="shape",
+            found="x".join(map(str, shape)),
+            expected="three axes of at least 2 voxels",
+            remedy="give the whole volume, or use a 2-D model",
+        )
+
+
+def need_of(
+    scan: PlacedScan,
+    config: Config,
+    members: Sequence[SegmentationModel],
+    settings: PredictionConfig,
+    *,
+    maps: bool,
+    save_draws: bool,
+) -> memory.Need:
+    """What a scan takes of the memory when these members draw its masks."""
+    codec = members[0].codec
+    patch = tuple(config.prediction.window or config.plan.patch_size or ())
+    draws = sum(settings.draws if member.stochastic else 1 for member in members)
+    return memory.Need(
+        model_shape=tuple(scan.values.shape[1:]),
+        scan_voxels=math.prod(scan.image.shape[1:]),
+        planes=len(scan.values),
+        channels=codec.channels,
+        structures=codec.channels - (1 if codec.exclusive else 0),
+        draws=draws,
+        patch=patch,
+        batch=settings.batch_size,
+        sample_bytes=step_bytes(patch, config.model, DRAWING_MAPS_PER_LEVEL),
+        maps=maps,
+        save_draws=save_draws,
+        whole=settings.settle is not None or settings.fuse in ("majority", "staple"),
+    )
