@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 ORDER = (
     "errors", "files", "recipes", "config", "io", "data", "networks", "codecs", "diffusion",
     "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws", "windows",
-    "ensemble", "morphology", "answer", "inference", "guided", "manifest", "batch", "pairing",
+    "ensemble", "morphology", "answer", "inference", "guided", "manifest", "cases", "one_case",
+    "engines", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
@@ -123,7 +124,7 @@ def test_importing_the_package_is_light():
     code = (
         "import sys, medseg_diff, medseg_diff.cli\n"
         "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'pandas', 'scipy', 'nibabel',"
-        " 'pydicom'}\n"
+        " 'pydicom', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

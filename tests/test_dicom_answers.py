@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import torch
 
-from medseg_diff import batch, io
+from medseg_diff import io
 from medseg_diff.batch import find_cases, predict_many
 from medseg_diff.errors import InputError
 from medseg_diff.files import file_sha256
@@ -144,7 +144,7 @@ def test_a_failing_write_leaves_no_image(tmp_path: Path, predictor, monkeypatch)
     def full(*_: object, **__: object) -> None:
         raise InputError("cannot be written: No space left on device", file="scan_doubt.dcm")
 
-    monkeypatch.setattr(batch.io, "write_parametric_map", full)
+    monkeypatch.setattr(io, "write_parametric_map", full)
     record = predict(predictor, series(tmp_path / "in" / "scan"), out)
     assert record["code"] == 1
     assert "No space" in record["error"]
