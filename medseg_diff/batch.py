@@ -75,6 +75,8 @@ def predict_many(
                 predictor, cases, folder, manifest, reader if engine.reads_ahead else None, settings
             )
             _work_through(book, engine, report)
+        # Workers that died may have left an unfinished file.
+        manifest.while_alone(lambda: remove_leftovers(folder))
         known = [manifest.entry(case.name) for case in cases]
     finally:
         manifest.close()

@@ -91,8 +91,8 @@ def predict(
     input: Annotated[
         list[Path],
         typer.Option(
-            help="Scans, folders, a cases.json (its test), a CSV (columns case and one per channel), "
-            "or a pattern in quotes ('scans/**/*.nii.gz')."
+            help="Scans, folders, a cases.json (its test), a CSV (case, a column per channel), or "
+            "a pattern in quotes ('scans/**/*.nii.gz')."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
@@ -171,7 +171,7 @@ def predict(
     from medseg_diff.engines import ModelSource, engine_by_name
     from medseg_diff.progress import case_lines
 
-    source = ModelSource(tuple(model), device, guide and str(guide), guide_scale)
+    source = ModelSource(tuple(model), device, str(guide) if guide else None, guide_scale)
     # The driver of a cluster computes nothing: it needs no GPU.
     predictor = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, predictor, source, ray_address, workers, retries)

@@ -20,7 +20,7 @@ ORDER = (
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
-    "training_log", "resume", "training",
+    "training_log", "resume", "processes", "training",
     "describe", "progress", "demo", "cli_measure", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
