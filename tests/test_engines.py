@@ -78,7 +78,7 @@ class FakeRay:
     def __init__(self, deaths: dict[str, int] | None = None, cpus: int = 2) -> None:
         self.deaths, self.cpus = dict(deaths or {}), cpus
         self.flying: list[Any] = []
-        self.most = self.started = 0
+        self.most = self.started = self.tries = self.busy = 0
         self.sent: list[str] = []
         self.up = False
         self.exceptions = SimpleNamespace(
@@ -94,6 +94,9 @@ class FakeRay:
         assert options["log_to_driver"] is False
         if "address" in options:
             raise ConnectionError("nobody there")
+        self.tries += 1
+        if self.tries <= self.busy:
+            raise Exception("The current node timed out during startup.")
         assert options["include_dashboard"] is False
         self.up = True
 
@@ -256,6 +259,16 @@ def test_engines_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
             predict_many(predictor(), cases, tmp_path / "out", engine=engine)
 
 
+def test_a_busy_computer_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives up after half a minute, with a bare exception."""
+    source = scans(tmp_path / "in", 1)
+    slow, stuck = FakeRay(), FakeRay()
+    slow.busy, stuck.busy = 2, 9
+    assert on_ray(monkeypatch, slow, source, tmp_path / "out")[0] == 0
+    with pytest.raises(InputError, match=r"did not start .* in 3 tries: .* timed out"):
+        on_ray(monkeypatch, stuck, source, tmp_path / "out")
+
+
 def test_K15_memory_of_the_gpu_ends_at_one_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +291,9 @@ def test_K15_memory_of_the_gpu_ends_at_one_case(
     record = json.loads((out / "case1.json").read_text())
     assert record["status"] == "warning"
     assert any("batch size of 1" in line for line in record["warnings"])
-    assert not any("batch size" in w for w in json.loads((out / "case2.json").read_text())["warnings"])
+    assert not any(
+        "batch size" in w for w in json.loads((out / "case2.json").read_text())["warnings"]
+    )
 
 
 def test_K15_a_case_too_large_for_the_gpu_fails_alone(
@@ -335,7 +350,7 @@ def test_K16_ray_gives_the_local_masks_though_a_worker_is_killed(tmp_path: Path)
     pytest.importorskip("ray", reason="needs the extra [cluster]")
     source = scans(tmp_path / "in", 5)
     run = save_untrained(tmp_path / "run", tiny_config(plan={"normalisation": BRIGHT}))
-    words = ["predict", "--model", run, "--input", f"{source}/*.nii.gz", "--draws", 60]
+    words = ["predict", "--model", run, "--input", f"{source}/*.nii.gz", "--draws", 30]
     command = [sys.executable, "-W", "ignore", "-m", "medseg_diff.cli", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[1]

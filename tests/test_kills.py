@@ -1,4 +1,4 @@
-"""Processes that die, files that are bad, disks that differ: the K rows of training and of files."""
+"""Processes that die, bad files, other disks: the K rows of training and of files."""
 
 from __future__ import annotations
 

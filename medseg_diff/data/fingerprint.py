@@ -106,9 +106,9 @@ def fingerprint(
     chosen = part[:: max(1, len(part) // MOST_CASES)][:MOST_CASES]
     raster = False
     for case in chosen:
-        paths = {"channels": cases.channel_paths(case), "references": cases.reference_paths(case)}
+        channels, references = cases.channel_paths(case), cases.reference_paths(case)
         try:
-            item = load(paths)
+            item = load({"channels": channels, "references": references})
         except InputError as error:
             skipped.note(case.case, str(error))
             continue

@@ -33,6 +33,8 @@ RETRIES = 2
 KILLED = "killed by the operating system, probably memory"
 # Importing and loading take seconds; a worker for which the cluster has no room takes for ever.
 START_SECONDS = 300
+START_TRIES = 3
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 # A worker's share of memory where nobody says how many there shall be.
 WORKER_BYTES = 2 * 2**30
 # Scans and masks never pass through Ray's store, so its smallest size will do.
@@ -137,36 +139,50 @@ class RayEngine:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[list[Any]]:
         """Workers that are ready, for the time of the block."""
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        scratch: str | None = None
+        # Sockets have short names; Ray's logs go when the batch is over.
+        scratch = tempfile.mkdtemp(prefix="msd_", dir="/tmp" if os.name == "posix" else None)
         try:
             if self.address is None:
-                # Sockets have short names; Ray's logs go when the batch is over.
-                scratch = tempfile.mkdtemp(
-                    prefix="msd_", dir="/tmp" if os.name == "posix" else None
-                )
+                self._begin(scratch)
+            else:
+                self._connect(self.address)
+            yield self._start(self._count())
+        finally:
+            self.ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _begin(self, scratch: str) -> None:
+        """A cluster of this computer; on a busy one Ray's own patience (30 s) may not suffice."""
+        failure = ""
+        for _ in range(START_TRIES):
+            try:
                 self.ray.init(
                     num_cpus=self.workers or _local_workers(),
                     include_dashboard=False,
                     object_store_memory=STORE_BYTES,
                     _temp_dir=scratch,
-                    **quiet,
+                    **_QUIET,
                 )
-            else:
-                try:
-                    self.ray.init(address=self.address, **quiet)
-                except (ConnectionError, RuntimeError, ValueError) as error:
-                    raise InputError(
-                        "no Ray cluster answers there",
-                        field="--ray-address",
-                        found=self.address,
-                        remedy=f"start one with `ray start --head` ({_short(error)})",
-                    ) from None
-            yield self._start(self._count())
-        finally:
-            self.ray.shutdown()
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
+                return
+            except Exception as error:  # Ray raises bare ones here
+                failure = _short(error)
+                self.ray.shutdown()
+        raise InputError(
+            f"Ray did not start on this computer in {START_TRIES} tries: {failure}",
+            field="--engine ray",
+            remedy="free the computer of other work, or use --engine local",
+        )
+
+    def _connect(self, address: str) -> None:
+        try:
+            self.ray.init(address=address, **_QUIET)
+        except Exception as error:  # whatever Ray calls it, nobody answers
+            raise InputError(
+                f"no Ray cluster answers there: {_short(error)}",
+                field="--ray-address",
+                found=address,
+                remedy="start one with `ray start --head`",
+            ) from None
 
     def _count(self) -> int:
         """How many workers, by what is asked for and what the cluster has."""
