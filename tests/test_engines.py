@@ -364,7 +364,7 @@ def test_K16_ray_gives_the_local_masks_though_a_worker_is_killed(tmp_path: Path)
         env=environment,
         cwd=root,
     )
-    _kill_one_at_work(driver.pid)
+    _kill_one_at_work(driver)
     out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     assert "killed by the operating system, probably memory; trying again (1 of 2)" in err
@@ -378,11 +378,11 @@ def test_K16_ray_gives_the_local_masks_though_a_worker_is_killed(tmp_path: Path)
     assert (ray / "volumes.csv").read_bytes() == (local / "volumes.csv").read_bytes()
 
 
-def _kill_one_at_work(driver: int) -> None:
+def _kill_one_at_work(driver: subprocess.Popen[str]) -> None:
     """SIGKILL a worker in the middle of a case; Ray names a process after what it does."""
-    for _ in range(3000):
-        time.sleep(0.1)
-        family = psutil.Process(driver).children(recursive=True)
+    while driver.poll() is None:
+        time.sleep(0.05)
+        family = psutil.Process(driver.pid).children(recursive=True)
         for process in family:
             try:
                 busy = "CaseWorker.predict" in " ".join(process.cmdline())
@@ -395,4 +395,7 @@ def _kill_one_at_work(driver: int) -> None:
                         if open_.status == psutil.CONN_LISTEN:
                             assert open_.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
                 return
-    raise AssertionError("no worker was ever at work")
+    err = driver.communicate()[1]
+    if "Ray did not start on this computer" in err:
+        pytest.skip("the computer is too busy for Ray to start")
+    raise AssertionError(f"no worker was ever at work: {err}")
