@@ -212,7 +212,11 @@ def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
         InputError: if the disk is full or fails (K02); earlier resume points stay as they were.
     """
     parent = run / CHECKPOINTS
-    parent.mkdir(parents=True, exist_ok=True)
+    if not parent.is_dir():
+        parent.mkdir(parents=True)
+        # Or a power cut could take the folder with all that is synced inside it.
+        sync(run)
+        sync(run.parent)
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))
     try:
         yield temporary

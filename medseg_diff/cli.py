@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +56,9 @@ def train(
         bool, typer.Option(help="Resume although configuration or data changed.")
     ] = False,
     init: Annotated[Path | None, typer.Option(help="Run to fine-tune from.")] = None,
+    skip_bad: Annotated[
+        int, typer.Option(help="Go on without up to this many cases that cannot be read.")
+    ] = 0,
     fold: Annotated[int | None, typer.Option(help="Fold of the cross-validation.")] = None,
 ) -> None:
     """Train a model."""
@@ -74,7 +76,7 @@ def train(
     from medseg_diff.training import Options, Stopped, fit
 
     with TrainingBar(parsed.training.steps) as report:
-        options = Options(resume, allow_mismatch, init, report)
+        options = Options(resume, allow_mismatch, init, report, skip_bad)
         try:
             fit(parsed, folder, options)
         except Stopped as stop:
@@ -91,7 +93,11 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
     input: Annotated[
-        list[Path] | None, typer.Option(help="Scans, folders, or a cases.json (its test).")
+        list[Path] | None,
+        typer.Option(
+            help="Scans, folders, a cases.json (its test), a CSV (case, a column per channel), or "
+            "a pattern in quotes ('scans/**/*.nii.gz')."
+        ),
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
@@ -151,6 +157,18 @@ def predict(
         typer.Option(help="GiB a case may take of host and GPU memory; what is free by default."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: workers of a cluster, or of this computer.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster; starts its own by default.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers of --engine ray; one per CPU or GPU by default.")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="How often --engine ray repeats a case whose worker dies.")
+    ] = 2,
     affine: Annotated[str, typer.Option(help="auto, sform or qform, where they differ.")] = "auto",
     assume_axcodes: Annotated[
         str | None, typer.Option(help="e.g. RAS, for scans that do not say (research only).")
@@ -175,13 +193,13 @@ def predict(
     archive = remote(pacs, study, series, store, own=own, limits=limits, dicom_seg=dicom_seg)
     options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases, predict_many
-    from medseg_diff.inference import load
+    from medseg_diff.engines import ModelSource, engine_by_name
+    from medseg_diff.progress import case_lines
 
-    predictor = load(model, device)
-    if guide is not None:
-        from medseg_diff.guided import guided
-
-        predictor = guided(predictor, guide, guide_scale)
+    source = ModelSource(tuple(model), device, str(guide) if guide else None, guide_scale)
+    # The driver of a cluster computes nothing: it needs no GPU.
+    predictor = source.load(None if engine == "local" else "cpu")
+    place = engine_by_name(engine, predictor, source, ray_address, workers, retries)
     if archive is not None:
         check_output(out, [])
         # The fetched series lives until the command ends, however it does.
@@ -191,7 +209,7 @@ def predict(
     cases = find_cases(input or [], predictor.task.channels)
     check_output(out, cases)
     told: list[str] = []
-    line = _line_per_case(len(cases))
+    line = case_lines(len(cases))
 
     def report(index: int, outcome: Outcome) -> None:
         told.append(outcome.case)
@@ -203,6 +221,7 @@ def predict(
         out,
         go_on=go_on,
         report=report,
+        engine=place,
         dicom_seg=True if store else dicom_seg,
         draws=draws,
         steps=steps,
@@ -312,23 +331,6 @@ def info(
     from medseg_diff.describe import describe
 
     print(describe(target))
-
-
-def _line_per_case(total: int) -> Callable[[int, Outcome], None]:
-    """Report of `predict_many`: a line as each case is done, with the time left."""
-    import time
-
-    began, done = time.monotonic(), 0
-
-    def report(index: int, outcome: Outcome) -> None:
-        nonlocal done
-        done += 1
-        status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
-        left = (time.monotonic() - began) / done * (total - index - 1)
-        when = f" ({left:.0f} s left)" if index + 1 < total else ""
-        print(f"[{index + 1}/{total}] {outcome.case}: {status}{when}", flush=True)
-
-    return report
 
 
 def _quoted(path: Path) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from medseg_diff.errors import InputError
+
+# An unfinished file that nobody has written to for this long belongs to nobody.
+STALE_S = 10.0
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def atomic_text(path: str | Path, text: str) -> Path:
@@ -52,6 +58,14 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of killed processes; what was touched just now may be living."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
 
 
 def _private(name: str, flags: int) -> int:

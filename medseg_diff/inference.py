@@ -243,19 +243,22 @@ class Predictor:
             plan.compact,
         )
         members = self._members(settings)
-        try:
-            return infer(members, scan.values, self.patch, request), []
-        except torch.OutOfMemoryError:
-            if plan.batch == 1:
-                raise InputError(
-                    "the GPU's memory ran out",
-                    file=scan.file,
-                    field="memory",
-                    remedy="free the GPU, or use --device cpu",
-                ) from None
-        torch.cuda.empty_cache()
-        note = f"memory: the GPU's ran out with {plan.batch} windows x draws a call; 1 was taken"
-        return infer(members, scan.values, self.patch, replace(request, batch_size=1)), [note]
+        notes: list[str] = []
+        # The second try is made outside: in here the error's traceback keeps the tensors alive.
+        for batch in dict.fromkeys((plan.batch, 1)):
+            try:
+                asked = replace(request, batch_size=batch)
+                return infer(members, scan.values, self.patch, asked), notes
+            except torch.OutOfMemoryError:
+                fewer = f"{plan.batch} windows x draws a call; 1 was taken"
+                notes = [f"memory: the GPU's ran out with {fewer}"]
+            torch.cuda.empty_cache()
+        raise InputError(
+            "the GPU's memory does not suffice, not even for one window at a time",
+            file=scan.file,
+            field="memory",
+            remedy="free the GPU, use --device cpu, or a model with a smaller patch",
+        )
 
     def _empty(self, fused: Fused) -> None:
         """Turn an answer into that of a scan which shows nothing, in its own memory."""

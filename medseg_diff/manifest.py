@@ -13,7 +13,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -96,7 +96,7 @@ class Manifest:
             self._base.execute("PRAGMA journal_mode=DELETE")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute(_TABLE)
-            self.entries()
+            self._base.execute("SELECT * FROM cases LIMIT 1").fetchall()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -109,8 +109,8 @@ class Manifest:
             InputError: if ``afresh`` and another process is at work in the folder.
         """
         with self._transaction():
-            busy = [e for e in self._entries() if e.status == RUNNING and self._is_held(e)]
-            if afresh and busy:
+            busy = self._busy() if afresh else []
+            if busy:
                 raise InputError(
                     f"another process is predicting into this folder ({len(busy)} cases)",
                     file=self.file.parent,
@@ -124,11 +124,27 @@ class Manifest:
                     "INSERT OR IGNORE INTO cases (name, status) VALUES (?, ?)", (name, WAITING)
                 )
 
-    def claim(self, name: str) -> bool:
-        """Take a case for this process; False if a living one has it."""
+    def while_alone(self, action: Callable[[], object]) -> None:
+        """Do something while no other process has a case or can take one; else leave it undone."""
+        with self._transaction():
+            if not self._busy():
+                action()
+
+    def claim(self, name: str, *, seen: Entry | None = None) -> bool:
+        """Take a case for this process.
+
+        Args:
+            name: The case.
+            seen: What the decision to take it rests on.
+
+        Returns:
+            False if a living process has it, or has finished it since it was ``seen``.
+        """
         with self._transaction():
             entry = self.entry(name)
             if entry.status == RUNNING and self._is_held(entry):
+                return False
+            if seen is not None and entry != seen and entry.status == DONE:
                 return False
             self._base.execute(
                 "UPDATE cases SET status = ?, owner = ?, claimed = ?, error = NULL WHERE name = ?",
@@ -175,6 +191,10 @@ class Manifest:
                 values,
             ).fetchall()
         return [Entry(*row) for row in rows]
+
+    def _busy(self) -> list[Entry]:
+        """Cases that other living processes have."""
+        return [e for e in self._entries("WHERE status = ?", RUNNING) if self._is_held(e)]
 
     def _is_held(self, entry: Entry) -> bool:
         """Whether another process that may still live has the case."""

@@ -1,4 +1,4 @@
-"""Showing how far a training is: a live bar on a terminal, lines elsewhere."""
+"""Showing how far a training or a batch is: a live bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress as Bar
 
+    from medseg_diff.batch import Outcome
     from medseg_diff.resume import Progress
 
 
@@ -55,3 +58,29 @@ class TrainingBar:
         elif progress.step % max(1, self.steps // 10) == 0 or progress.step == self.steps:
             where = f"{self.label} {progress.step}/{self.steps}"
             print(f"{where}  {shown}  {left:.0f} s left", flush=True)
+
+
+def case_lines(total: int) -> Callable[[int, Outcome], None]:
+    """Report of `predict_many`: a line as each case is done, with the time left."""
+    began, done = time.monotonic(), 0
+
+    def report(before: int, outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        status = outcome.error or "; ".join(outcome.record["warnings"]) or "ok"
+        left = (time.monotonic() - began) / done * (total - before - 1)
+        when = f" ({duration(left)} left)" if before + 1 < total else ""
+        print(f"[{before + 1}/{total}] {outcome.case}: {status}{when}", flush=True)
+
+    return report
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: ``40 s``, ``12 min``, ``5 h 20 min``, ``3 d 4 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

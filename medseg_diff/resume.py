@@ -31,6 +31,7 @@ from medseg_diff.model import SegmentationModel
 
 # Keys whose change leaves a run what it is: they only say how often it looks at itself.
 FREE_KEYS = {"validate_every", "validation_cases", "save_every", "workers", "stop_after_bad_losses"}
+FREE_KEYS |= {"patience_minutes"}
 # A teacher is known by its weights, wherever they lie.
 FREE_KEYS |= {"reflow_from"}
 

@@ -11,16 +11,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 
 from medseg_diff import resume as resuming
@@ -31,10 +29,13 @@ from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.records import Batch
 from medseg_diff.data.transforms import network_input
+from medseg_diff.data.unreadable import Skipped
 from medseg_diff.ensemble import Request, infer
-from medseg_diff.errors import InputError, UsageError
+from medseg_diff.errors import InputError
 from medseg_diff.metrics import dice
 from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
+from medseg_diff.processes import accelerator as make_accelerator
+from medseg_diff.processes import deaths_named, signals
 from medseg_diff.reflow import attach_teacher
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
@@ -63,12 +64,14 @@ class Options:
         allow_mismatch: Resume although the configuration or the data changed.
         init: Run folder or safetensors file to fine-tune from.
         report: Called after every step with the progress and the values to show.
+        skip_bad: How many cases that cannot be read may be passed over.
     """
 
     resume: bool = False
     allow_mismatch: bool = False
     init: Path | None = None
     report: Report | None = None
+    skip_bad: int = 0
 
 
 @dataclass
@@ -87,6 +90,7 @@ class _Run:
     validation: list[Preprocessed]
     log: TrainingLog
     report: Report | None
+    skipped: Skipped
 
     @property
     def progress(self) -> Progress:
@@ -111,9 +115,11 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     """
     options, out = options or Options(), Path(out)
     resuming.check_folder(out, resume=options.resume)
-    accelerator = _accelerator(config)
+    accelerator = make_accelerator(config)
     set_seed(config.seed)
-    config, cases, facts = prepare(config)
+    main = accelerator.is_main_process
+    skipped = Skipped(options.skip_bad, out if main else None)
+    config, cases, facts = prepare(config, skipped)
     task = task_of(config)
     model = build_model(config)
     if options.init is not None:
@@ -134,7 +140,6 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     )
     train, plan = cases.part("train"), config.plan
     validation = cases.part("validation")[: training.validation_cases]
-    main = accelerator.is_main_process
     run = _Run(
         config,
         cases,
@@ -144,15 +149,18 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         wrapped,
         state,
         model_card(config, facts, model),
-        TrainingSet(cached_cases(cases, train, task, plan), config, model.codec.channels),
-        preprocessed(cases, validation, task, plan) if main else [],
+        TrainingSet(cached_cases(cases, train, task, plan, skipped), config, model.codec.channels),
+        preprocessed(cases, validation, task, plan, skipped) if main else [],
         TrainingLog(out, state.progress.step, enabled=main),
         options.report if main else None,
+        skipped,
     )
+    skipped.save()
     for sentence in warnings:
         run.log.warn(sentence)
     try:
-        with _signals() as caught:
+        world = accelerator.num_processes
+        with signals() as caught, deaths_named(run.training_set, world):
             _loop(run, caught)
     finally:
         run.log.close()
@@ -164,22 +172,6 @@ def task_of(config: Config) -> TaskConfig:
     if config.task is None:
         raise ValueError("the configuration is not complete: it has no task")
     return config.task
-
-
-def _accelerator(config: Config) -> Accelerator:
-    training = config.training
-    gpu = torch.cuda.is_available()
-    if training.precision != "no" and not gpu:
-        raise UsageError(
-            "mixed precision needs a GPU",
-            field="training.precision",
-            found=training.precision,
-            expected="no",
-            remedy="on most CPUs half precision is many times slower",
-        )
-    # A model trained in stages leaves the other stages' parameters without a gradient.
-    staged = DistributedDataParallelKwargs(find_unused_parameters=config.model.latent is not None)
-    return Accelerator(mixed_precision=training.precision, cpu=not gpu, kwargs_handlers=[staged])
 
 
 def _start_from(init: Path, model: SegmentationModel) -> None:
@@ -204,6 +196,7 @@ def _loop(run: _Run, caught: list[int]) -> None:
         training.steps * training.accumulate,
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
+        skipped=run.skipped,
     )
     while progress.step < training.steps:
         began = time.perf_counter()
@@ -352,26 +345,3 @@ def validation_dice(
                 scores.append(dice(found, truth))
     model.train(was_training)
     return float(np.mean(scores)) if scores else float("nan")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM; a second one acts at once."""
-    caught: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        try:
-            previous[each] = signal.signal(each, note)
-        except ValueError:  # not the main thread: signals are somebody else's
-            break
-    try:
-        yield caught
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

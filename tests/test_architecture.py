@@ -16,11 +16,11 @@ ORDER = (
     "errors", "files", "memory", "recipes", "config", "io", "pacs", "data", "networks", "codecs",
     "diffusion", "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws",
     "windows", "ensemble", "morphology", "answer", "sanity", "scan", "inference", "guided",
-    "manifest", "batch", "pairing",
+    "manifest", "cases", "one_case", "engines", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
-    "training_log", "resume", "training",
+    "training_log", "resume", "processes", "training",
     "describe", "progress", "demo", "cli_measure", "cli_options", "cli_pacs", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
@@ -139,7 +139,7 @@ def test_importing_the_package_is_light():
     code = (
         "import sys, medseg_diff, medseg_diff.cli\n"
         "heavy = {'torch', 'monai', 'SimpleITK', 'matplotlib', 'pandas', 'scipy', 'nibabel',"
-        " 'pydicom', 'pynetdicom', 'dicomweb_client', 'requests'}\n"
+        " 'pydicom', 'pynetdicom', 'dicomweb_client', 'requests', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

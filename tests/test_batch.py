@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from medseg_diff import batch
+from medseg_diff import one_case
 from medseg_diff.batch import find_cases, predict_many
 from medseg_diff.errors import InputError, UsageError
 from tests.io import dicoms
@@ -176,8 +176,8 @@ def test_wrong_use_stops_everything(tmp_path: Path, predictor):
 
 def test_a_failure_line_names_no_folder():
     error = PermissionError(13, "Permission denied", "/scans/Jane_Doe/a.nii")
-    assert batch._failure_line(error) == "PermissionError: Permission denied"
-    assert batch._failure_line(ValueError("two\nlines")) == "ValueError: two lines"
+    assert one_case._failure_line(error) == "PermissionError: Permission denied"
+    assert one_case._failure_line(ValueError("two\nlines")) == "ValueError: two lines"
 
 
 def dicom_scan(folder: Path) -> Path:

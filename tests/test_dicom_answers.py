@@ -11,8 +11,8 @@ import pydicom
 import pytest
 import torch
 
-from medseg_diff import batch, io
-from medseg_diff.batch import find_cases, predict_many
+from medseg_diff import io
+from medseg_diff.batch import find_cases, predict_many, write_answer
 from medseg_diff.errors import InputError
 from medseg_diff.files import file_sha256
 from tests.io.dicom_series import LPS, Series, grid
@@ -144,7 +144,7 @@ def test_a_failing_write_leaves_no_image(tmp_path: Path, predictor, monkeypatch)
     def full(*_: object, **__: object) -> None:
         raise InputError("cannot be written: No space left on device", file="scan_doubt.dcm")
 
-    monkeypatch.setattr(batch.io, "write_parametric_map", full)
+    monkeypatch.setattr(io, "write_parametric_map", full)
     record = predict(predictor, series(tmp_path / "in" / "scan"), out)
     assert record["code"] == 1
     assert "No space" in record["error"]
@@ -159,7 +159,7 @@ def test_overlapping_regions(tmp_path: Path):
     answer = threshold_predictor(tiny_config(plan={"normalisation": BRIGHT})).predict(scan)
     answer.record["regions"] = {k: list(v) for k, v in config.task.structures.items()}
     (tmp_path / "out").mkdir()
-    batch.write_answer(answer, tmp_path / "out", "scan")
+    write_answer(answer, tmp_path / "out", "scan")
     seg = hd.seg.segread(tmp_path / "out" / "scan_seg.dcm")
     assert [seg.get_segment_description(n).segment_label for n in (1, 2)] == ["whole", "core"]
     mask = np.asarray(answer.mask)

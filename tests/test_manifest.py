@@ -193,7 +193,7 @@ def test_a_signal_gives_the_case_back(tmp_path: Path, monkeypatch: pytest.Monkey
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medseg_diff.batch._predict_one", stopped)
+    monkeypatch.setattr("medseg_diff.engines.predict_one", stopped)
     with pytest.raises(KeyboardInterrupt):
         many(source, out)
     assert states(out) == {"case0": WAITING, "case1": WAITING}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +166,7 @@ def test_K15_a_gpu_that_runs_out_is_asked_for_less(predictor, scan: Path, monkey
         np.asarray(answer.probability), np.asarray(plain.probability), rtol=0, atol=1e-5
     )
     most = 0
-    with pytest.raises(InputError, match=r"big.nii.gz: memory: the GPU's memory ran out"):
+    with pytest.raises(InputError, match=r"big.nii.gz: memory: the GPU's memory does not suf"):
         predictor.predict(scan, batch_size=1)
 
 
@@ -197,24 +195,6 @@ def test_F74_shared_memory_too_small_for_workers(tmp_path: Path, monkeypatch, tr
     monkeypatch.setattr("medseg_diff.data.dataset.check_shared", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(batches(training_set, 0, 2))
-
-
-@pytest.mark.filterwarnings("default")
-def test_K07_K16_a_worker_that_was_killed_is_one_line(training_set, monkeypatch) -> None:
-    """Within a minute, naming the case that was waited for."""
-    parent = os.getpid()
-
-    def killed(self, number: int):
-        assert os.getpid() != parent
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(TrainingSet, "__getitem__", killed)
-    began = time.monotonic()
-    with pytest.raises(InputError, match="a data worker was killed") as refused:
-        next(batches(training_set, 0, 2))
-    assert time.monotonic() - began < 60
-    first = training_set.cases.data[training_set.case_of(0)[0]]["case"]
-    assert f"1 workers, at case {first}" in str(refused.value)
 
 
 @pytest.mark.parametrize("version", [1, 2])

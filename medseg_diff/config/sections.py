@@ -290,6 +290,11 @@ class TrainingConfig(Section):
     validation_cases: int = Field(8, ge=1)
     save_every: int = Field(100, ge=1)
     workers: int = Field(0, ge=0)
+    patience_minutes: float = Field(
+        30,
+        gt=0,
+        description="how long one of several processes waits for the others, e.g. for validation",
+    )
     stop_after_bad_losses: int = Field(5, ge=1, description="NaN or Inf losses in a row")
     augment: bool = True
     mirror_axes: tuple[int, ...] = Field(

@@ -15,12 +15,14 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from medseg_diff.config import Config, PlanConfig, TaskConfig
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
-from medseg_diff.data.transforms import LoadCase, Preprocess, augmentation, network_input
+from medseg_diff.data.transforms import augmentation, network_input
+from medseg_diff.data.unreadable import BAD, Attempt, Skipped
+from medseg_diff.data.workers import Watch
 from medseg_diff.errors import InputError
 from medseg_diff.memory import check_shared, free_host_bytes
 
@@ -31,9 +33,19 @@ CACHE_SHARE = 0.5
 
 
 def cached_cases(
-    cases: CaseList, part: Sequence[Case], task: TaskConfig, plan: PlanConfig
+    cases: CaseList,
+    part: Sequence[Case],
+    task: TaskConfig,
+    plan: PlanConfig,
+    skipped: Skipped | None = None,
 ) -> CacheDataset:
-    """Preprocessed cases, in memory as far as half of what is free allows."""
+    """Preprocessed cases, in memory as far as half of what is free allows.
+
+    One that cannot be used stands as ``{"case": ..., "bad": line}``.
+
+    Raises:
+        InputError: if a case that was read now cannot be used and ``skipped`` does not allow it.
+    """
     items = [
         {
             "case": case.case,
@@ -42,13 +54,19 @@ def cached_cases(
         }
         for case in part
     ]
-    preprocess = Compose([LoadCase(task), Preprocess(task, plan)])
+    skipped = skipped or Skipped()
+    preprocess = Compose([Attempt(task, plan)])
     if not items:
         raise InputError("no case to work on", field="cases", remedy="check the list's parts")
-    first = preprocess(items[0])
+    first: dict[str, Any] = {}
+    for item in items:
+        first = preprocess(item)
+        if BAD not in first:
+            break
+        skipped.note(first["case"], first[BAD])
     size = sum(np.asarray(first[key]).nbytes for key in ("image", "label") if key in first)
     room = CACHE_SHARE * free_host_bytes() / max(size, 1)
-    return CacheDataset(
+    cached = CacheDataset(
         items,
         preprocess,
         cache_num=min(len(items), int(room)),
@@ -56,19 +74,32 @@ def cached_cases(
         progress=False,
         copy_cache=False,
     )
+    for index in range(cached.cache_num):
+        if BAD in cached[index]:
+            skipped.note(cached[index]["case"], cached[index][BAD])
+    return cached
 
 
 def preprocessed(
-    cases: CaseList, part: Sequence[Case], task: TaskConfig, plan: PlanConfig
+    cases: CaseList,
+    part: Sequence[Case],
+    task: TaskConfig,
+    plan: PlanConfig,
+    skipped: Skipped | None = None,
 ) -> list[Preprocessed]:
     """Preprocessed cases, all in memory; an empty part gives an empty list."""
     if not part:
         return []
-    cached = cached_cases(cases, part, task, plan)
-    return [cached[index] for index in range(len(part))]
+    skipped = skipped or Skipped()
+    cached = cached_cases(cases, part, task, plan, skipped)
+    found = [cached[index] for index in range(len(part))]
+    for case in found:
+        if BAD in case:
+            skipped.note(case["case"], case[BAD])
+    return [case for case in found if BAD not in case]
 
 
-class TrainingSet(Dataset[dict[str, torch.Tensor]]):
+class TrainingSet(Dataset[dict[str, Any]]):
     """Crops, augmentations, times and noise of sample numbers 0, 1, 2, ...
 
     Args:
@@ -85,6 +116,7 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         self.dims: int = plan.spatial_dims
         self.patch = tuple(plan.patch_size)
         self.state_channels = state_channels
+        self.watch = Watch(config.training.workers)
         # With all annotators an epoch visits every mask; otherwise every case.
         every = config.data.annotators == "all"
         counts = [len(c["references"]) for c in cases.data] if every else [1] * len(cases)
@@ -105,9 +137,7 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
     @property
     def sample_bytes(self) -> int:
         """Size of one sample as a worker hands it over."""
-        plan = self.config.plan
-        places = self.dims if plan.coordinates else 0
-        planes = len(self.cases[0]["image"]) + places + self.state_channels
+        planes = self.config.input_planes + self.state_channels
         return math.prod(self.patch) * (4 * planes + 2)
 
     def case_of(self, number: int) -> tuple[int, int]:
@@ -115,16 +145,40 @@ class TrainingSet(Dataset[dict[str, torch.Tensor]]):
         index, _, epoch = self._mask_of(number)
         return index, epoch
 
-    def _mask_of(self, number: int) -> tuple[int, int, int]:
-        """Case index, annotator (where all of them take part) and epoch of a sample number."""
+    def case_name(self, number: int) -> str:
+        """Name of a sample's case."""
+        return str(self.cases.data[self.case_of(number)[0]]["case"])
+
+    def _mask_of(self, number: int, later: int = 0) -> tuple[int, int, int]:
+        """Case index, annotator (where all of them take part) and epoch of a sample number.
+
+        Or of the one that comes ``later`` in the same epoch's round.
+        """
         epoch, position = divmod(number, len(self.masks))
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.masks))
-        return (*self.masks[int(order[position])], epoch)
+        return (*self.masks[int(order[(position + later) % len(order)])], epoch)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,)."""
-        index, rater, epoch = self._mask_of(number)
-        case = self.cases[index]
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,).
+
+        Where its case cannot be used, the next in the epoch's round that can takes its place, and
+        ``bad`` maps the names of those passed over to the lines why. With none left ``bad`` is all
+        there is.
+        """
+        self.watch.note(number)
+        bad: dict[str, str] = {}
+        for later in range(len(self.masks)):
+            index, rater, epoch = self._mask_of(number, later)
+            case = self.cases[index]
+            if BAD not in case:
+                sample: dict[str, Any] = dict(self._sample(case, index, rater, epoch))
+                return sample | {BAD: bad} if bad else sample
+            bad[case["case"]] = case[BAD]
+        return {BAD: bad}
+
+    def _sample(
+        self, case: dict[str, Any], index: int, rater: int, epoch: int
+    ) -> dict[str, torch.Tensor]:
         # The first annotator's samples keep the randomness that a case of one mask has.
         which = [index, epoch] if rater == 0 else [index, epoch, rater]
         rng = np.random.default_rng([self.config.seed, 1, *which])
@@ -210,9 +264,14 @@ def batches(
     *,
     rank: int = 0,
     world: int = 1,
+    skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
-    """Micro-batches ``first`` ... ``last - 1`` of one process."""
-    config = training_set.config
+    """Micro-batches ``first`` ... ``last - 1`` of one process.
+
+    Raises:
+        InputError: at a case that cannot be used, if ``skipped`` does not allow it.
+    """
+    config, skipped = training_set.config, skipped or Skipped()
     sampler = StepSampler(first, last, config.plan.batch_size or 1, rank, world)
     check_shared(training_set.sample_bytes * sampler.share, config.training.workers)
     loader = DataLoader(
@@ -220,25 +279,24 @@ def batches(
         batch_size=sampler.share,
         sampler=sampler,
         num_workers=config.training.workers,
+        collate_fn=_collate,
         # A generator of its own: by default a new loader advances the global one, and a resumed
         # run would differ from one that was never stopped.
         generator=torch.Generator().manual_seed(config.seed),
         persistent_workers=config.training.workers > 0,
     )
-    step = first
-    try:
-        for item in loader:
-            yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
-            step += 1
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        # torch's own text names processes; what helps is where in the data it happened.
-        number = step * sampler.batch + rank * sampler.share
-        case = training_set.cases.data[training_set.case_of(number)[0]]["case"]
-        raise InputError(
-            "a data worker was killed by the operating system, probably for want of memory",
-            field="training.workers",
-            found=f"{config.training.workers} workers, at case {case}",
-            remedy="lower training.workers or plan.batch_size, then train with --resume",
-        ) from None
+    for item, bad in loader:
+        for case, line in bad.items():
+            skipped.note(case, line)
+        if item is None:
+            raise InputError("no training case can be used", field="data.cases")
+        yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
+
+
+def _collate(samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Samples as one batch, or None if some could not be made; and what was passed over."""
+    bad: dict[str, str] = {}
+    for sample in samples:
+        bad |= sample.pop(BAD, {})
+    whole = all(samples)
+    return (default_collate(samples) if whole else None), bad

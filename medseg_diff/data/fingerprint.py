@@ -23,6 +23,7 @@ from medseg_diff import io
 from medseg_diff.config import ModelConfig, Normalisation, PlanConfig, TaskConfig
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.transforms import AXIS_LABELS, AddDepth, LoadCase, spacing_of
+from medseg_diff.data.unreadable import Skipped
 from medseg_diff.errors import InputError
 
 # Scans looked at: medians settle long before this many.
@@ -75,13 +76,32 @@ def planes_of(channels: Mapping[str, Path]) -> tuple[int, ...]:
     return tuple(len(io.read_image(path)) for path in channels.values())
 
 
+def _first_planes(cases: CaseList, part: Sequence[Case], skipped: Skipped) -> tuple[int, ...]:
+    """Planes of the first case that can be read."""
+    for case in part:
+        try:
+            return planes_of(cases.channel_paths(case))
+        except InputError as error:
+            skipped.note(case.case, str(error))
+    raise InputError("no case can be read", field="cases")
+
+
 def fingerprint(
-    cases: CaseList, part: Sequence[Case], task: TaskConfig, orientation: str
+    cases: CaseList,
+    part: Sequence[Case],
+    task: TaskConfig,
+    orientation: str,
+    skipped: Skipped | None = None,
 ) -> Fingerprint:
-    """Measure up to 60 evenly chosen training cases."""
+    """Measure up to 60 evenly chosen training cases.
+
+    Raises:
+        InputError: if one of them cannot be read and ``skipped`` does not allow it.
+    """
     if not part:
         raise InputError("no training case", field="cases", remedy="give cases part 'train'")
-    planes = planes_of(cases.channel_paths(part[0]))
+    skipped = skipped or Skipped()
+    planes = _first_planes(cases, part, skipped)
     task = task.model_copy(update={"input_channels": planes})
     load = LoadCase(task)
     turn = Orientation(axcodes=orientation, labels=AXIS_LABELS)
@@ -89,12 +109,12 @@ def fingerprint(
     chosen = part[:: max(1, len(part) // MOST_CASES)][:MOST_CASES]
     raster = False
     for case in chosen:
-        item = load(
-            {
-                "channels": cases.channel_paths(case),
-                "references": cases.reference_paths(case),
-            }
-        )
+        channels, references = cases.channel_paths(case), cases.reference_paths(case)
+        try:
+            item = load({"channels": channels, "references": references})
+        except InputError as error:
+            skipped.note(case.case, str(error))
+            continue
         raster = item["image"].meta["kind"] == "raster"
         image = turn(AddDepth()(item["image"]))
         shapes.append(image.shape[1:])

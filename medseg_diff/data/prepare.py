@@ -9,6 +9,7 @@ from medseg_diff.data.caselist import CaseList, load_caselist
 from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.data.splits import kfold
+from medseg_diff.data.unreadable import Skipped
 from medseg_diff.errors import InputError
 
 
@@ -42,8 +43,13 @@ def open_cases(config: Config) -> CaseList:
     return cases
 
 
-def prepare(config: Config) -> tuple[Config, CaseList, DataFacts]:
-    """Complete the configuration: ``task`` from the list, ``plan`` from the training scans."""
+def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, CaseList, DataFacts]:
+    """Complete the configuration: ``task`` from the list, ``plan`` from the training scans.
+
+    Raises:
+        InputError: if there is no training case, or one cannot be read and ``skipped`` does not
+            allow it.
+    """
     cases = open_cases(config)
     train = cases.part("train")
     if not train:
@@ -60,7 +66,7 @@ def prepare(config: Config) -> tuple[Config, CaseList, DataFacts]:
         # Validation cases count too: the folds of a cross-validation then share one plan, and
         # their models form one ensemble.
         known = sorted(train + cases.part("validation"), key=lambda case: case.case)
-        found = fingerprint(cases, known, task, plan.orientation)
+        found = fingerprint(cases, known, task, plan.orientation, skipped)
         task = task.model_copy(update={"input_channels": found.planes})
         plan = complete_plan(plan, task, config.model, found)
     facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))

@@ -38,6 +38,13 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """A layer whose answer is zero until it has learned."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class TransformerBlock(nn.Module):
     """Attention and MLP, both steered by time through adaLN-Zero (the paper's Fig. 3).
 
@@ -53,9 +60,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, context_channels: int | None) -> None:
         super().__init__()
-        self.steer = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        nn.init.zeros_(self.steer[1].weight)
-        nn.init.zeros_(self.steer[1].bias)
+        self.steer = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = MLPBlock(width, 4 * width)
@@ -126,11 +131,8 @@ class DiffusionTransformer(nn.Module):
             TransformerBlock(width, heads, context_channels) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.steer = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.leave = nn.Linear(width, out_channels * token_size**spatial_dims)
-        for layer in (self.steer[1], self.leave):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.steer = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 2 * width)))
+        self.leave = zeroed(nn.Linear(width, out_channels * token_size**spatial_dims))
 
     def forward(self, x_t: Tensor, t: Tensor, features: Sequence[Tensor] | None = None) -> Tensor:
         """State (B, in_channels, *S), times (B,) and context maps -> (B, out_channels, *S)."""

@@ -190,6 +190,17 @@ def test_F61_a_child_that_dies_is_only_a_refusal(
     assert time.monotonic() - began < 30
 
 
+def test_K16_a_killed_decoder_is_named(tmp_path: Path, monkeypatch) -> None:
+    """The kernel's own signal, and the file that was being decoded."""
+    code = "import os, signal; print(1, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    folder = save([recode(ds, RLELossless, tmp_path) for ds in planes()], tmp_path / "s")
+    real = subprocess.run
+    monkeypatch.setattr(
+        pixels.subprocess, "run", lambda _, **o: real([sys.executable, "-c", code], **o)
+    )
+    refused(folder, "s001.dcm", "killed by the operating system, probably memory")
+
+
 def test_F61_memory_of_the_child_is_limited(tmp_path: Path, monkeypatch) -> None:
     series = [recode(ds, RLELossless, tmp_path) for ds in planes()]
     monkeypatch.setattr(pixels, "CHILD_BYTES", 40 << 20)  # less than NumPy needs

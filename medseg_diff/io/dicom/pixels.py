@@ -27,6 +27,8 @@ from medseg_diff.io.dicom.syntaxes import decoder_for, package_for, syntax_name
 # What the child needs before it has decoded anything, and per byte of the largest file's pixels.
 CHILD_BYTES, CHILD_RATIO = 2 << 30, 8
 CHILD_SECONDS, CHILD_BYTES_PER_SECOND = 60.0, 2 << 20
+# The signal of the kernel when memory ends; no name of it on Windows.
+KILLED = 9
 # Scaled values of these have units of their own, which turning black into white would destroy.
 _QUANTITATIVE = ("CT", "PT")
 Pixels = NDArray[Any]
@@ -173,6 +175,8 @@ def _run(work: Mapping[str, Any], seconds: float) -> None:
         problem = "decoding its pixels needs more memory than it may"
     elif name is not None:
         problem = f"compressed pixels are damaged ({name})"
+    elif code == -KILLED:
+        problem = "its decoder was killed by the operating system, probably memory"
     else:
         problem = "compressed pixels crash their decoder"
     raise InputError(
