@@ -75,13 +75,22 @@ def deaths_named(training_set: TrainingSet, world: int) -> Iterator[None]:
         InputError: naming the cases that a killed data-loading process was at, or saying that a
             process of the training is gone.
     """
+
+    def named(error: RuntimeError) -> InputError:
+        found = _loader_died(training_set, error) or _rank_died(world, error)
+        if found is None:
+            raise error
+        return found
+
     failure: InputError | None = None
     try:
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            failure = named(error)
     except RuntimeError as error:
-        failure = _loader_died(training_set, error) or _rank_died(world, error)
-        if failure is None:
-            raise
+        # torch raises where a signal finds the program: a second death while the first is handled.
+        failure = named(error)
     if failure is not None:
         raise failure
 
