@@ -3,10 +3,10 @@
     python benchmarks/segmentation_table.py --cases datasets/hippocampus/cases.json \
         --runs runs/hippocampus_unet runs/hippocampus_anchored --out benchmarks/results/hippocampus
 
-``--as-configured`` scores each run with the draws, steps and sampler of its own YAML, once more in
-one step, and an anchored one by its anchor alone: the table over recipes. ``--most-steps N`` scores
-slow recipes at N steps, counts network calls and GFLOPs of one case at the configured steps, and
-extrapolates the seconds by the calls (marked ~).
+``--as-configured`` scores each run with the draws, steps and sampler of its own YAML, with
+``--one-step`` in one step too, and an anchored one by its anchor alone: the table over recipes.
+``--most-steps N`` scores slow recipes at N steps and extrapolates network calls, GFLOPs and seconds
+to the configured steps (seconds marked ~).
 ``--samplers`` with ``--steps`` compares samplers on one run.
 
 Each row runs in a process of its own (its peak memory is that process's) and is appended to
@@ -28,7 +28,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 warnings.filterwarnings("ignore")
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
     parser.add_argument("--samplers", nargs="+", help="default: each run's own")
     parser.add_argument("--as-configured", action="store_true")
+    parser.add_argument("--one-step", action="store_true", help="with --as-configured, in one, too")
     parser.add_argument("--most-steps", type=int, default=10**6, help="with --as-configured")
     parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
@@ -93,7 +94,7 @@ def combinations(run: Path, given: argparse.Namespace) -> list[Settings]:
     if given.as_configured:
         rows = [Settings(min(own.steps, given.most_steps), own.draws, own.sampler)]
         # The same network asked in one step: what its trajectory must beat to be worth its calls.
-        rows += [Settings(1, own.draws, own.sampler)] * (own.steps > 1)
+        rows += [Settings(1, own.draws, own.sampler)] * (given.one_step and own.steps > 1)
         # What the draws must beat to be worth their cost: the conditioner's own mask.
         return rows + [Settings(1, 1, "anchor")] * (config.model.output == "correction")
     samplers = given.samplers or [own.sampler]
@@ -112,8 +113,6 @@ def run_row(run: Path, settings: Settings) -> dict[str, object]:
 
 def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[str, object]:
     """Predict and score the test part."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     from medseg_diff.batch import Case, predict_many
     from medseg_diff.data.caselist import load_caselist
     from medseg_diff.evaluation import evaluate_part
@@ -124,13 +123,17 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     predictor = load(run, "cpu")
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     asked = settings._asdict()
-    whole = dict(asked)
-    own = predictor.defaults
+    own, whole = predictor.defaults, settings.steps
     if given.as_configured and settings.steps == given.most_steps < own.steps:
-        whole["steps"] = own.steps
+        whole = own.steps
     # The first call pays for lazy imports and thread pools; it is not timed. It counts FLOPs.
-    with FlopCounterMode(display=False) as counter:
-        first = predictor.predict(cases[0].channels, case="first", **whole)
+    gflops, calls = cost(predictor, cases[0], settings)
+    if whole > settings.steps:
+        # Calls and FLOPs are linear in the steps: two counts give those of any number.
+        first = cost(predictor, cases[0], settings._replace(steps=1))
+        more = (whole - settings.steps) / (settings.steps - 1)
+        gflops += more * (gflops - first[0])
+        calls += round(more * (calls - first[1]))
     name = settings.folder(run.name)
     began = time.perf_counter()
     predict_many(predictor, cases, given.out / "predictions" / name, **asked)
@@ -141,15 +144,15 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
     record = json.loads(
         (given.out / "predictions" / name / f"{cases[0].name}.json").read_text(encoding="utf-8")
     )
-    calls, made = (sum(r["network_calls"].values()) for r in (first.record, record))
+    made = sum(record["network_calls"].values())
     spread = [v for v in _pairwise(given.out / "predictions" / name) if not math.isnan(v)]
     return {
         "run": run.name,
         **asked,
         "parameters": predictor.runs[0].card["parameters"],
-        "steps_configured": whole["steps"],
+        "steps_configured": whole,
         "network_calls": calls,
-        "gflops": counter.get_total_flops() / 1e9,
+        "gflops": gflops,
         "seconds": seconds * calls / made,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "pairwise_dice": sum(spread) / len(spread) if spread else math.nan,
@@ -159,6 +162,15 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
         "hd95_mm": result.per_case["hd95_mm"].mean(),
         **{f"dice {k}": v for k, v in result.per_case.groupby("structure")["dice"].mean().items()},
     }
+
+
+def cost(predictor: Any, case: Any, settings: Settings) -> tuple[float, int]:
+    """GFLOPs and network calls of one case."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        answer = predictor.predict(case.channels, case="first", **settings._asdict())
+    return counter.get_total_flops() / 1e9, sum(answer.record["network_calls"].values())
 
 
 def _pairwise(folder: Path) -> list[float]:
