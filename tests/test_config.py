@@ -66,6 +66,9 @@ def test_parts_must_fit_together():
         parse_config({"model": {"features": [4, 4], "output": "correction"}})
     with pytest.raises(UsageError, match="levels"):
         parse_config({"model": {"features": [4, 4], "conditioner_features": [4, 4, 4]}})
+    for widths, sentence in (([24, 36], "one width"), ([20, 20], "multiple of heads and of 12")):
+        with pytest.raises(UsageError, match=sentence):
+            parse_config({"model": {"features": widths, "denoiser": "dit"}})
     with pytest.raises(UsageError, match="model"):
         parse_config({})
 
@@ -118,7 +121,8 @@ def test_yaml_round_trip(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds(name: str):
-    widths = [8, 8, 8, 8]  # MedSegDiff's two encoders need four levels
+    # MedSegDiff's two encoders need four levels; a transformer's places need a multiple of 12.
+    widths = [12 if name == "dit" else 8] * 4
     small = {"model": {"features": widths}}
     if name != "unet":
         small["model"] |= {"conditioner_features": widths, "blocks": [1, 1, 1, 1]}

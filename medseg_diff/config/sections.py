@@ -204,14 +204,13 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
-        for broken, message in self._contradictions():
+        for broken, message in (*self._networks_apart(), *self._meanings_apart()):
             if broken:
                 raise ValueError(message)
         return self
 
-    def _contradictions(self) -> Iterator[tuple[bool, str]]:
-        """What cannot stand together, each with the sentence for the user."""
-        anchored = self.conditioner == "anchored"
+    def _networks_apart(self) -> Iterator[tuple[bool, str]]:
+        """Networks that do not fit each other, each with the sentence for the user."""
         yield (
             self.dropout > 0 and self.kind != "unet",
             "dropout draws masks of a plain U-Net: set kind: unet",
@@ -219,10 +218,6 @@ class ModelConfig(Section):
         yield (
             self.latent is not None and self.kind != "diffusion",
             f"latent is diffused, and kind '{self.kind}' diffuses nothing: leave it out",
-        )
-        yield (
-            self.output == "correction" and not anchored,
-            "output 'correction' corrects an anchor: set conditioner: anchored",
         )
         widths = self.conditioner_features or self.features
         yield (
@@ -235,8 +230,9 @@ class ModelConfig(Section):
             "denoiser 'dit' has blocks of one width: give features the same number for each block",
         )
         yield (
-            self.denoiser == "dit" and self.features[0] % self.heads > 0,
-            f"heads must divide the width of a dit's tokens, {self.features[0]}",
+            self.denoiser == "dit" and any(self.features[0] % n > 0 for n in (12, self.heads)),
+            f"a dit's tokens, {self.features[0]} wide, need a multiple of heads and of 12, so that "
+            "two or three axes share it",
         )
         wanted = {"medsegdiff_v1": "medsegdiff_v1", "medsegdiff_v2": "anchored"}.get(self.denoiser)
         yield (
@@ -246,6 +242,14 @@ class ModelConfig(Section):
         yield (
             self.conditioner == "medsegdiff_v1" and self.denoiser != "medsegdiff_v1",
             "conditioner 'medsegdiff_v1' serves denoiser: medsegdiff_v1 alone",
+        )
+
+    def _meanings_apart(self) -> Iterator[tuple[bool, str]]:
+        """Outputs, paths and codecs that do not fit each other."""
+        anchored = self.conditioner == "anchored"
+        yield (
+            self.output == "correction" and not anchored,
+            "output 'correction' corrects an anchor: set conditioner: anchored",
         )
         yield (
             self.condition_dropout > 0 and anchored,
