@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg_diff.cli import _shapes
+from medseg_diff.cli_options import parse_shapes
 from medseg_diff.errors import UsageError
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.test_inference import SHAPE, SPACING, reading_predictor
@@ -56,8 +56,8 @@ def test_unknown_structures_and_keys_are_refused(scan: Path) -> None:
 
 
 def test_the_flag_is_yaml() -> None:
-    assert _shapes("{a: {min_volume_mm3: 20}}") == {"a": {"min_volume_mm3": 20}}
-    assert _shapes(None) is None
+    assert parse_shapes("{a: {min_volume_mm3: 20}}") == {"a": {"min_volume_mm3": 20}}
+    assert parse_shapes(None) is None
     for text in ("[a", "largest"):
         with pytest.raises(UsageError, match="not a mapping"):
-            _shapes(text)
+            parse_shapes(text)
