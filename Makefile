@@ -19,7 +19,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not pacs'
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # Against a real Orthanc, on the loopback interface only. Debian's packages are installed where that
 # is possible; elsewhere the tests skip and say what they miss.
