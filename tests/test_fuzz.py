@@ -65,6 +65,23 @@ def test_a_sequence_that_breaks_when_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (6442, "PixelData: pixel data cannot be parsed (found NotImplementedError)"),
+        (9976, "NumberOfFrames: file ends early (found 65535 frames"),
+    ],
+)
+def test_pixels_of_no_type_and_frames_of_no_bytes(tmp_path: Path, number: int, words: str) -> None:
+    """Half a minute went into describing 65535 frames of a file of 1800 bytes."""
+    file = tmp_path / "x.dcm"
+    file.write_bytes(READERS["dicom"].make(random.Random(f"dicom 0 {number}")))
+    with pytest.raises(InputError, match=r"x.dcm: ") as refused:
+        io.read_image(file)
+    assert words in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_affine_without_a_rotation(tmp_path: Path) -> None:
     reader = READERS["nifti"]
     file = tmp_path / "x.nii"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medseg_diff.errors import InputError
 from medseg_diff.io.dicom.dataset import (
@@ -23,6 +23,7 @@ from medseg_diff.io.dicom.dataset import (
     sop_class_of,
     syntax_of,
 )
+from medseg_diff.io.safety import DEFLATE_LIMIT, file_size
 
 _FLAT = (
     "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType",
@@ -218,6 +219,11 @@ class Reader:
             expected = f"1 to {max_voxels} voxels, at most {_MOST_FRAMES} frames"
             raise self.refusal("Rows, Columns and NumberOfFrames", "impossible size", found,
                                expected)  # fmt: skip
+        # Every frame takes bytes, packed or not; its description is slow to read.
+        packed = syntax_of(self.dataset) == DeflatedExplicitVRLittleEndian
+        if n > file_size(self.path) * (DEFLATE_LIMIT if packed else 1):
+            raise self.refusal("NumberOfFrames", "file ends early", f"{n} frames",
+                               "no more than the file has bytes")  # fmt: skip
         if samples not in (1, 3):
             raise self.refusal("SamplesPerPixel", "unsupported pixels", samples, "1 or 3")
 

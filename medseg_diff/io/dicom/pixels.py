@@ -206,7 +206,17 @@ def _plain(header: Header, indices: Sequence[int]) -> tuple[list[Pixels], int]:
     size = header.rows * header.columns * header.samples
     claimed = size * dtype.itemsize * len(header.frames)
     dataset = open_dataset(header.path, ("Rows",), pixels=True)
-    data: Any = dataset.get("PixelData") or b""
+    try:
+        found: Any = dataset.get("PixelData")
+    except Exception as error:  # pydicom parses an element when it is asked for
+        raise InputError(
+            "pixel data cannot be parsed",
+            file=header.path,
+            field="PixelData",
+            found=type(error).__name__,
+            remedy="copy or export it again",
+        ) from None
+    data = found if isinstance(found, bytes) else b""
     if len(data) < claimed:
         raise InputError(
             "pixel data ends early" if data else "holds no pixel data",
