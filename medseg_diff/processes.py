@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from medseg_diff.config import Config
 from medseg_diff.data.dataset import TrainingSet
+from medseg_diff.data.workers import BROKEN_PIPE
 from medseg_diff.errors import InputError, UsageError
 
 # What gloo and NCCL say when a process of the group is gone, or has not answered in time.
@@ -76,7 +77,7 @@ def deaths_named(training_set: TrainingSet, world: int) -> Iterator[None]:
             process of the training is gone.
     """
 
-    def named(error: RuntimeError) -> InputError:
+    def named(error: Exception) -> InputError:
         found = _loader_died(training_set, error) or _rank_died(world, error)
         if found is None:
             raise error
@@ -86,16 +87,16 @@ def deaths_named(training_set: TrainingSet, world: int) -> Iterator[None]:
     try:
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, *BROKEN_PIPE) as error:
             failure = named(error)
-    except RuntimeError as error:
-        # torch raises where a signal finds the program: a second death while the first is handled.
+    except (RuntimeError, *BROKEN_PIPE) as error:
+        # torch raises where a signal finds the program, also while an earlier death is handled.
         failure = named(error)
     if failure is not None:
         raise failure
 
 
-def _loader_died(training_set: TrainingSet, error: RuntimeError) -> InputError | None:
+def _loader_died(training_set: TrainingSet, error: Exception) -> InputError | None:
     numbers = training_set.watch.lost(error)
     if numbers is None:
         return None
@@ -107,7 +108,7 @@ def _loader_died(training_set: TrainingSet, error: RuntimeError) -> InputError |
     )
 
 
-def _rank_died(world: int, error: RuntimeError) -> InputError | None:
+def _rank_died(world: int, error: Exception) -> InputError | None:
     if world == 1 or not _PEER_GONE.search(str(error)):
         return None
     return InputError(

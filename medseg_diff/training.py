@@ -160,7 +160,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         run.log.warn(sentence)
     try:
         world = accelerator.num_processes
-        with signals() as caught, deaths_named(run.training_set, world):
+        with deaths_named(run.training_set, world), signals() as caught:
             _loop(run, caught)
     finally:
         run.log.close()

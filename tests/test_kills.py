@@ -14,16 +14,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from medseg_diff import checkpoint
 from medseg_diff.data import dataset
+from medseg_diff.data.workers import Watch
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text
 from medseg_diff.manifest import DONE, Manifest
+from medseg_diff.processes import deaths_named
 from medseg_diff.resume import Progress
 from medseg_diff.training import Options, fit
 from medseg_diff.training_log import TrainingLog
@@ -127,6 +131,37 @@ def test_K07_K16_a_killed_data_loading_process(cases: Path, tmp_path: Path) -> N
     assert "Traceback" not in err
     assert len(workers) == 2
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize("how", ["pipe", "pipe, then torch's signal", "torch's word"])
+def test_K07_whichever_news_of_a_death_comes_first(how: str) -> None:
+    """The pipe to a dead process may break before torch says that it is gone, or the other way."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watch = Watch(2)
+    watch.rows[0] = torch.tensor([child.pid, 7])
+    watch.rows[1] = torch.tensor([os.getpid(), 8])
+    broken = ConnectionResetError(104, "Connection reset by peer")
+    assert watch.lost(broken) is None
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    said = RuntimeError(f"DataLoader worker (pid {child.pid}) is killed by signal: Killed. ")
+    training_set = SimpleNamespace(watch=watch, case_name=lambda number: f"case {number}")
+
+    def training() -> None:
+        try:
+            raise said if how == "torch's word" else broken
+        finally:
+            if "signal" in how:
+                raise said
+
+    with (
+        pytest.raises(InputError, match="case case 7: a data-loading process was killed"),
+        deaths_named(training_set, 1),
+    ):
+        training()
+    child.wait()
+    assert watch.lost(ValueError("another matter")) is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])

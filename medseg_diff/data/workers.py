@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import re
 
+import psutil
 import torch
 from torch.utils.data import get_worker_info
 
 # What torch says when one of a DataLoader's processes is gone.
 _GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+
+
+# What the parent meets where it reads from one of them that is gone.
+BROKEN_PIPE = (ConnectionError, EOFError)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Watch:
@@ -24,10 +36,18 @@ class Watch:
         if worker is not None:
             self.rows[worker.id] = torch.tensor([os.getpid(), number])
 
-    def lost(self, error: RuntimeError) -> list[int] | None:
-        """Samples at which processes died, or None if the error is about something else."""
+    def lost(self, error: Exception) -> list[int] | None:
+        """Samples at which processes died, or None if the error is about something else.
+
+        Which comes first is chance: torch's own word, or the broken pipe to the process.
+        """
         found = _GONE.search(str(error))
-        if found is None:
+        if found is not None:
+            dead = {int(pid) for pid in found[1].split(",")}
+        elif isinstance(error, BROKEN_PIPE):
+            dead = {pid for pid in self.rows[:, 0].tolist() if pid > 0 and not _lives(pid)}
+        else:
+            dead = set()
+        if not dead:
             return None
-        dead = {int(pid) for pid in found[1].split(",")}
         return sorted({number for pid, number in self.rows.tolist() if pid in dead})
