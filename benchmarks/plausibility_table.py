@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--part", default="test", choices=["validation", "test"])
     parser.add_argument("--draws", type=int, default=max(COUNTS))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--sampler", help="default: each run's own")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -115,17 +117,19 @@ def predicted(
 
     listed = load_caselist(given.cases)
     cases = listed.part(given.part)[: given.limit]
-    predictor = load(runs, "cpu")
+    predictor = load(runs, given.device)
     asked = {"steps": given.steps, "save_draws": True, "batch_size": given.draws}
+    asked |= {"sampler": given.sampler} if given.sampler else {}
     first = listed.channel_paths(cases[0])
     with FlopCounterMode(display=False) as counter:
         answer = predictor.predict(first, case="first", **{**asked, "draws": MAIN, **way})
     facts = {
         "steps": answer.record["steps"],
+        "sampler": answer.record["sampler"],
         "parameters": sum(run.card["parameters"] for run in predictor.runs),
         "network_calls": sum(answer.record["network_calls"].values()),
         "gflops": counter.get_total_flops() / 1e9,
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": f"{platform.machine()}, {platform.system()}, {given.device}",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     }
 

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--one-step", action="store_true", help="with --as-configured, in one, too")
     parser.add_argument("--most-steps", type=int, default=10**6, help="with --as-configured")
     parser.add_argument("--limit", type=int, help="first N cases only (a trial)")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
 
     listed = load_caselist(given.cases)
     test = listed.part(given.part)[: given.limit]
-    predictor = load(run, "cpu")
+    predictor = load(run, given.device)
     cases = [Case(c.case, listed.channel_paths(c)) for c in test]
     asked = settings._asdict()
     own, whole = predictor.defaults, settings.steps
@@ -157,7 +158,7 @@ def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[st
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "pairwise_dice": sum(spread) / len(spread) if spread else math.nan,
         "cases": len(test),
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": f"{platform.machine()}, {platform.system()}, {given.device}",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "hd95_mm": result.per_case["hd95_mm"].mean(),
         **{f"dice {k}": v for k, v in result.per_case.groupby("structure")["dice"].mean().items()},
