@@ -176,7 +176,11 @@ def predict(
     nan: Annotated[float | None, typer.Option(help="Value to put in place of NaN and Inf.")] = None,
     volume: Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")] = None,
     series: Annotated[
-        str | None, typer.Option(help="Which DICOM series: its UID or the end of it.")
+        str | None,
+        typer.Option(
+            help="Which DICOM series: its UID or the end of it. With --pacs and a model of "
+            "several channels: T1=END,FLAIR=END."
+        ),
     ] = None,
     pacs: Pacs = None,
     study: Study = None,
@@ -204,8 +208,8 @@ def predict(
         check_output(out, [])
         # The fetched series lives until the command ends, however it does.
         given = archive.fetched(predictor.task.channels)
-        folder, uid = context.with_resource(given)
-        input, options = [folder], replace(options, series=series and uid)
+        folders, uid = context.with_resource(given)
+        input, options = folders, replace(options, series=series and uid)
     cases = find_cases(input or [], predictor.task.channels)
     check_output(out, cases)
     told: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,34 +52,37 @@ class Remote:
     store: bool
 
     @contextlib.contextmanager
-    def fetched(self, channels: Sequence[str]) -> Iterator[tuple[Path, str]]:
-        """Fetch the series into a private folder that is gone afterwards.
+    def fetched(self, channels: Sequence[str]) -> Iterator[tuple[list[Path], str | None]]:
+        """Fetch a series for each channel into a private folder that is gone afterwards.
 
         Args:
             channels: The model's; one series is one channel.
 
         Yields:
-            The folder with its files, and the SeriesInstanceUID.
+            The folders with their files, as ``find_cases`` takes them, and the SeriesInstanceUID
+            where there is one series alone.
 
         Raises:
+            UsageError: if ``--series`` does not name one series for each channel.
             InputError: if there is no such single series, or it does not arrive whole.
         """
         from medseg_diff.pacs import choose_series, private_folder
 
-        if len(channels) != 1:
-            raise UsageError(
-                "a model of several channels needs several series",
-                field="--pacs",
-                found=", ".join(channels),
-                remedy="fetch the series by other means and give their folders to --input",
-            )
-        series = choose_series(self.archive.series(self.study), self.series)
+        wanted = series_of_channels(self.series, channels)
+        listed = self.archive.series(self.study)
+        chosen = {channel: choose_series(listed, end) for channel, end in wanted.items()}
+        _check_apart(chosen)
+        name = _case_name(next(iter(chosen.values())))
         with private_folder() as folder:
-            scan = folder / _case_name(series)
-            scan.mkdir(mode=0o700)
-            self.archive.fetch(series, scan)
-            print(f"fetched: {len(series.instances)} instances, {series.modality or '?'}")
-            yield scan, series.uid
+            scans = []
+            for channel, series in chosen.items():
+                scan = folder / (name if len(chosen) == 1 else f"{name}_{channel}")
+                scan.mkdir(mode=0o700)
+                self.archive.fetch(series, scan)
+                what = f"{len(series.instances)} instances, {series.modality or '?'}"
+                print(f"fetched: {what}{'' if len(chosen) == 1 else f' for {channel}'}")
+                scans.append(scan)
+            yield scans, series.uid if len(chosen) == 1 else None
 
     def store_answers(self, out: Path, cases: Sequence[Case]) -> None:
         """Store what was written of the cases as DICOM, where that was asked for.
@@ -110,7 +113,7 @@ def remote(
     Args:
         pacs: Address.
         study: StudyInstanceUID.
-        series: End of a SeriesInstanceUID.
+        series: End of a SeriesInstanceUID; ``NAME=END,NAME=END`` for a model of several channels.
         store: Whether to store the answer.
         own: AE title, and port for C-MOVE.
         limits: GiB and seconds.
@@ -136,6 +139,37 @@ def remote(
         limits=Limits(bytes=int(limits[0] * 2**30), seconds=limits[1]),
     )
     return Remote(archive, study, series, store)
+
+
+def series_of_channels(series: str | None, channels: Sequence[str]) -> dict[str, str | None]:
+    """What ``--series`` asks for, by channel: ``END``, or ``NAME=END,NAME=END`` for several.
+
+    Raises:
+        UsageError: if several channels do not each have their series.
+    """
+    if len(channels) == 1 and "=" not in (series or ""):
+        return {channels[0]: series}
+    pairs = [part.partition("=")[::2] for part in (series or "").split(",") if part]
+    named = {name.strip(): end.strip() for name, end in pairs}
+    if set(named) != set(channels) or len(pairs) != len(channels) or not all(named.values()):
+        raise UsageError(
+            "each of the model's channels needs its series",
+            field="--series",
+            found=series,
+            expected=",".join(f"{name}=END_OF_UID" for name in channels),
+        )
+    return {name: named[name] for name in channels}
+
+
+def _check_apart(chosen: Mapping[str, Found]) -> None:
+    """Refuse one series for two channels."""
+    by_uid: dict[str, str] = {}
+    for channel, series in chosen.items():
+        other = by_uid.setdefault(series.uid, channel)
+        if other != channel:
+            raise UsageError(
+                "one series for two channels", field="--series", found=f"{other}, {channel}"
+            )
 
 
 def _case_name(series: Found) -> str:

@@ -82,12 +82,16 @@ class Web:
                 rows = rows[offset : offset + self.page]
             return 200, "application/dicom+json", json.dumps(rows).encode()
         content = b" " * self.padding
-        for file in self.files[self.lost :]:
+        for file in self._files_of(parts.path)[self.lost :]:
             content += f"\r\n--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
             content += file.read_bytes()
         content += f"\r\n--{BOUNDARY}--".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
         return 200, kind, content[: len(content) - self.cut]
+
+    def _files_of(self, path: str) -> list[Path]:
+        headers = zip(self.files, self._headers(), strict=True)
+        return [file for file, d in headers if path.endswith(f"/{d.SeriesInstanceUID}")]
 
     def _headers(self) -> list[Dataset]:
         return [pydicom.dcmread(file, stop_before_pixels=True) for file in self.files]

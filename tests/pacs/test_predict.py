@@ -167,12 +167,65 @@ def test_wrong_use(tmp_path, monkeypatch, capfd, change: dict[str, str | None], 
     assert "CANARY" not in line
 
 
-def test_a_model_of_several_channels_is_told_so(server: Web, tmp_path, monkeypatch, capfd):
-    both = {"task": {"channels": ["T1", "T2"]}, "plan": {"normalisation": [{"kind": "zscore"}] * 2}}
-    model = save_untrained(tmp_path / "two", tiny_config(**both))
-    assert call(monkeypatch, *words(model, server.url, tmp_path / "out")) == 2
-    assert "several channels" in capfd.readouterr().err
-    assert server.seen == []
+BOTH = {"task": {"channels": ["T1", "T2"]}, "plan": {"normalisation": [{"kind": "zscore"}] * 2}}
+
+
+@pytest.fixture
+def two(files: list[Path], tmp_path: Path) -> Iterator[Web]:
+    """A study of two series on one frame of reference, the second one twice as bright."""
+
+    def second(dataset: pydicom.Dataset, _: int) -> None:
+        dataset.SeriesInstanceUID = f"{SERIES}.2"
+        dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+
+    other = save(planes(AXIAL, DATA * 2, edit=second), tmp_path / "second")
+    with web(Web([*files, *sorted(other.iterdir())])) as running:
+        yield running
+
+
+def test_a_model_of_several_channels_fetches_a_series_for_each(
+    two: Web, tmp_path: Path, monkeypatch, capfd
+):
+    model, out = save_untrained(tmp_path / "two", tiny_config(**BOTH)), tmp_path / "out"
+    asked = ["--series", f"T2={SERIES}.2,T1={SERIES}", "--store"]
+    assert call(monkeypatch, *words(model, two.url, out), *asked) == 0
+    said = capfd.readouterr().out
+    assert said.count("fetched: ") == 2
+    assert "for T2" in said
+    local = tmp_path / "local"
+    for folder, channel in (("source", "T1"), ("second", "T2")):
+        (tmp_path / folder).rename(tmp_path / f"{CASE}_{channel}")
+    given = ["--input", *(tmp_path / f"{CASE}_{c}" for c in ("T1", "T2"))]
+    settings = ["--model", model, "--draws", 1, "--steps", 1, "--device", "cpu", "--out", local]
+    assert call(monkeypatch, *settings, given[0], given[1], "--input", given[2]) == 0
+    for end in ("", "_prob"):
+        one, other = (d / f"{CASE}{end}.nii.gz" for d in (out, local))
+        assert one.read_bytes() == other.read_bytes()
+    assert len(two.stored) == 2
+    assert list(Path(tempfile.gettempdir()).glob("medseg_diff*")) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ([], "T1=END_OF_UID,T2=END_OF_UID"),
+        (["--series", SERIES], "T1=END_OF_UID"),
+        (["--series", f"T1={SERIES}"], "T1=END_OF_UID"),
+        (["--series", f"T1={SERIES},T1={SERIES}.2"], "T1=END_OF_UID"),
+        (["--series", f"T1={SERIES},FLAIR={SERIES}.2"], "T1=END_OF_UID"),
+        (["--series", f"T1={SERIES},T2={SERIES}"], "one series for two channels"),
+        (["--series", f"T1={SERIES},T2=9999"], "no series ends in"),
+    ],
+)
+def test_each_channel_needs_its_own_series(
+    two: Web, tmp_path: Path, monkeypatch, capfd, asked: list[str], word: str
+):
+    model = save_untrained(tmp_path / "two", tiny_config(**BOTH))
+    assert call(monkeypatch, *words(model, two.url, tmp_path / "out"), *asked) in (1, 2)
+    shown = capfd.readouterr().err
+    assert word in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_missing_extra_is_named(run, tmp_path, monkeypatch, capfd):
