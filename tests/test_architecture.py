@@ -19,7 +19,7 @@ ORDER = (
     "manifest", "cases", "one_case", "engines", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
-    "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
+    "evaluation", "robustness", "truth", "calibrate", "variance", "likelihood", "reflow",
     "training_log", "resume", "processes", "training",
     "describe", "progress", "demo", "cli_measure", "cli_options", "cli_pacs", "cli",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from medseg_diff.figures.charts import (
     reliability_diagram,
     risk_coverage_curve,
 )
+from medseg_diff.figures.curves import robustness_curves
 from medseg_diff.figures.overlays import case_figure
 from medseg_diff.figures.slices import SliceStack, SliceView, slice_stack
 from medseg_diff.figures.views import CaseView, viewing_axes
@@ -21,6 +22,7 @@ __all__ = [
     "forest_plot",
     "reliability_diagram",
     "risk_coverage_curve",
+    "robustness_curves",
     "slice_stack",
     "viewing_axes",
 ]
