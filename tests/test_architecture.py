@@ -20,8 +20,8 @@ ORDER = (
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "robustness", "truth", "calibrate", "variance", "likelihood", "reflow",
-    "training_log", "resume", "processes", "training",
-    "describe", "progress", "demo", "cli_measure", "cli_options", "cli_pacs", "cli",
+    "training_log", "resume", "processes", "training", "adaptation",
+    "describe", "progress", "demo", "cli_adapt", "cli_measure", "cli_options", "cli_pacs", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

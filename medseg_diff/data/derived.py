@@ -87,7 +87,7 @@ def _derived_case(cases: CaseList, case: Case, folder: Path, change: Change) -> 
         raise InputError(str(error), file=next(iter(paths.values()))) from None
     if values.shape != tuple(image.shape):
         raise ValueError(f"a change keeps the shape: {tuple(image.shape)} became {values.shape}")
-    channels = {}
+    channels: dict[str, str] = {}
     for name, path in paths.items():
         one = io.read_image(path)
         if one.meta["kind"] == "raster" and len(one) > 1:

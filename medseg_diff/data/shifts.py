@@ -121,7 +121,8 @@ def bias_field(
     change = RandBiasField(degree=3, coeff_range=(-amplitude, amplitude), prob=1.0)
     change.set_random_state(seed=int(rng.integers(2**31)))
     floor = _floor(image)
-    return np.asarray(change(torch.from_numpy(image - floor))) + floor
+    changed: Array = np.asarray(change(torch.from_numpy(image - floor)), np.float32)
+    return changed + np.float32(floor)
 
 
 def slice_thickness(
