@@ -125,11 +125,11 @@ def run_experiment(
         UsageError: if ``out`` holds rows of another experiment.
     """
     out = Path(out)
-    source = _domain(experiment, experiment.source, out / "domains" / "source")
+    source = domain_cases(experiment, experiment.source, out / "domains" / "source")
     base = load_config(experiment.config, experiment.set)
     files: dict[str, list[Path]] = {}
     for name, domain in experiment.targets.items():
-        target = _domain(experiment, domain, out / "domains" / name)
+        target = domain_cases(experiment, domain, out / "domains" / name)
         for row in experiment.rows:
             for seed in experiment.seeds:
                 config = _complete(base, source, seed, out)
@@ -141,8 +141,13 @@ def run_experiment(
     return files
 
 
-def _domain(experiment: Experiment, domain: Domain, folder: Path) -> CaseList:
-    """A domain's training, validation and scored cases."""
+def scores_folder(out: Path, target: str, seed: int, row: str, domain: str) -> Path:
+    """Where predictions and evaluation of a row lie; ``domain`` is source or target."""
+    return out / target / f"seed{seed}" / "scores" / row / domain
+
+
+def domain_cases(experiment: Experiment, domain: Domain, folder: Path) -> CaseList:
+    """A domain's training, validation and scored cases; shifted scans are made in ``folder``."""
     if domain.cases == "sample":
         cases = sample_caselist()
     else:
@@ -189,7 +194,7 @@ def _row(
     experiment: Experiment, domain: Domain, row: str, work: Work, file: Path, report: Report
 ) -> None:
     stamp = file.with_suffix(".json")
-    key = _row_key(experiment, domain, row, work.config)
+    key = _row_key(experiment, domain, row, work)
     if stamp.is_file() and file.is_file():
         if json.loads(stamp.read_text(encoding="utf-8"))["key"] != key:
             raise UsageError(
@@ -200,7 +205,8 @@ def _row(
     adapted = methods.method(row)(work)
     tables = []
     for where, cases in (("target", work.target), ("source", work.source)):
-        scored = _score(adapted, cases, experiment.part, work.folder / "scores" / row / where)
+        folder = work.folder / "scores" / row / where
+        scored = _score(adapted, cases, experiment.part, folder)
         table = scored.per_case.assign(domain=where, passes=scored.passes, seconds=scored.seconds)
         tables.append(table)
     uses = "labels" if work.labels_used else "scans" if work.target_used else "none"
@@ -248,22 +254,25 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     return _Scored(result.per_case, passes, restyling + sum(seconds) / n)
 
 
-def _row_key(experiment: Experiment, domain: Domain, row: str, config: Config) -> Mapping[str, Any]:
-    shift = None
-    if domain.shift is not None:
-        one = load_shifts().get(domain.shift, str(domain.level))
-        shift = [one.name, one.parameter, one.value, list(map(list, one.fixed))]
-    keys = config.model_dump(mode="json")
+def _row_key(experiment: Experiment, domain: Domain, row: str, work: Work) -> Mapping[str, Any]:
+    """All that a row depends on; folders may move."""
+    keys = work.config.model_dump(mode="json")
     keys.pop("data")
     key = {
         "row": row,
         "config": keys,
-        "target": domain.model_dump(mode="json"),
-        "shift": shift,
-        "source": experiment.source.model_dump(mode="json"),
+        "source": _domain_key(experiment.source, work.source),
+        "target": _domain_key(domain, work.target),
         "part": experiment.part,
-        "cases": [experiment.train_cases, experiment.scored_cases],
         "version": __version__,
     }
     found: Mapping[str, Any] = json.loads(json.dumps(key))
     return found
+
+
+def _domain_key(domain: Domain, cases: CaseList) -> Mapping[str, Any]:
+    shift = None
+    if domain.shift is not None:
+        one = load_shifts().get(domain.shift, str(domain.level))
+        shift = [one.name, one.parameter, one.value, one.fixed]
+    return {"name": cases.name, "shift": shift, "cases": [[c.case, c.part] for c in cases.cases]}

@@ -24,8 +24,14 @@ LEGEND = (
 )
 
 
-def write_table(name: str, files: Sequence[Path], out: Path) -> Table:
+def write_table(name: str, files: Sequence[Path], out: Path, picture: bytes | None = None) -> Table:
     """Write ``table.csv``, ``.md``, ``.tex`` and ``report.html`` of one target.
+
+    Args:
+        name: Heading.
+        files: The rows' CSVs.
+        out: Folder.
+        picture: From :func:`medseg_diff.adaptation.pictures.target_picture`.
 
     Raises:
         InputError: if a row is missing.
@@ -36,7 +42,7 @@ def write_table(name: str, files: Sequence[Path], out: Path) -> Table:
     lines = [f"# {name}", "", *(f"- {note}" for note in table.notes), ""]
     atomic_text(out / "table.md", "\n".join([*lines, *pipes(shown), "", LEGEND]) + "\n")
     atomic_text(out / "table.tex", _latex(shown))
-    atomic_text(out / "report.html", _page(name, table, shown))
+    atomic_text(out / "report.html", _page(name, table, shown, picture))
     return table
 
 
@@ -97,7 +103,7 @@ def _latex(shown: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def _page(name: str, table: Table, shown: pd.DataFrame) -> str:
+def _page(name: str, table: Table, shown: pd.DataFrame, picture: bytes | None) -> str:
     tested = table.rows[table.rows["difference"].notna()]
     differences = [
         (
@@ -124,6 +130,17 @@ def _page(name: str, table: Table, shown: pd.DataFrame) -> str:
                 "corrected. Blue: p below 0.05 after correction.",
                 forest_plot(differences, "target Dice", higher_is_better=True),
                 alt="Differences in target Dice to the model without adaptation",
+            ),
+        ]
+    if picture is not None:
+        body += [
+            "<h2>One case</h2>",
+            figure(
+                "",
+                "The first scored case, where its reference is largest. Dashed: reference; solid: "
+                "prediction. Each row's picture is what its model was shown.",
+                picture,
+                alt="One case in source and target, and every row's answer",
             ),
         ]
     return page(f"Domain adaptation: {name}", body)

@@ -8,6 +8,7 @@ from medseg_diff.figures.charts import (
     risk_coverage_curve,
 )
 from medseg_diff.figures.curves import robustness_curves
+from medseg_diff.figures.domains import Panel, domain_panels
 from medseg_diff.figures.overlays import case_figure
 from medseg_diff.figures.slices import SliceStack, SliceView, slice_stack
 from medseg_diff.figures.views import CaseView, viewing_axes
@@ -15,10 +16,12 @@ from medseg_diff.figures.views import CaseView, viewing_axes
 __all__ = [
     "COLOURS",
     "CaseView",
+    "Panel",
     "SliceStack",
     "SliceView",
     "box_plots",
     "case_figure",
+    "domain_panels",
     "forest_plot",
     "reliability_diagram",
     "risk_coverage_curve",

@@ -21,8 +21,8 @@ def phantom(dims: int, channels: int = 2) -> np.ndarray:
 def test_its_own_histogram_changes_nothing(dims: int):
     image = phantom(dims)
     same = histogram_match(image, mean_histogram([image]))
-    # Between the last two quantiles a tail is interpolated.
-    assert np.abs(same - image).max() < 0.1
+    # Beyond the outer quantiles a tail is interpolated.
+    assert np.quantile(np.abs(same - image), 0.99) < 0.05
     assert np.abs(same - image).mean() < 0.005
 
 
