@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood
+from medseg_diff.cli_adapt import adapt
+from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
 from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
 from medseg_diff.errors import InputError, UsageError
@@ -325,6 +326,8 @@ def film(
 app.command()(estimate_variance)
 app.command()(likelihood)
 app.command()(calibrate)
+app.command()(robustness)
+app.command()(adapt)
 
 
 @app.command()

@@ -105,3 +105,50 @@ def likelihood(
     measure = Measure(cast("Method", method), bound_steps, flow_steps, probes, t_min, seed)
     run(loaded, out, data, part=cast("Part", part), cases=cases, measure=measure, report=report)
     print(f"written to {out}")
+
+
+def robustness(
+    model: Annotated[
+        list[str], typer.Option(help="Run folder or 'hippocampus'; several: one ensemble.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for robustness.csv, .png and report.html.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Case list; by default the one it was trained on.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    cases: Annotated[int | None, typer.Option(min=1, help="How many cases, at most.")] = None,
+    shift: Annotated[
+        list[str] | None, typer.Option(help="Which shift; repeatable; all by default.")
+    ] = None,
+    shifts: Annotated[
+        Path | None,
+        typer.Option(help="YAML of strengths in the place of the package's frozen ones."),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="As for `predict`.")] = None,
+    steps: Annotated[int | None, typer.Option(help="As for `predict`.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws; the shifts have their own.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Dice and calibration against the strength of scanner shifts; goes on where it stopped."""
+    from medseg_diff.data.frozen_shifts import load_shifts
+    from medseg_diff.inference import load
+    from medseg_diff.robustness import robustness as run
+    from medseg_diff.truth import cases_of
+
+    frozen = load_shifts(shifts)
+    predictor = load(model, device)
+    found = run(
+        predictor,
+        cases_of(predictor.runs[0], data),
+        out,
+        frozen,
+        names=shift or (),
+        part=cast("Part", part),
+        limit=cases,
+        report=lambda line: print(line, flush=True),
+        draws=draws,
+        steps=steps,
+        seed=seed,
+    )
+    print(found.describe())
+    print(f"report: {found.report}")

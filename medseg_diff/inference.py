@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from medseg_diff import __version__, io, memory, sanity
 from medseg_diff.answer import Answer, WayBack
@@ -33,6 +35,10 @@ from medseg_diff.scan import PlacedScan, need_of, read_scan
 SHIPPED = ("hippocampus",)
 
 Scan = str | Path | Mapping[str, str | Path]
+# Changes a model for one scan, (C, *S) on the model grid with a window's size, and undoes it.
+Around = Callable[
+    [SegmentationModel, NDArray[np.float32], Sequence[int]], AbstractContextManager[object]
+]
 
 
 def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor:
@@ -92,6 +98,8 @@ class Predictor:
         self.defaults = first.prediction
         self.codec = runs[0].model.codec
         self.patch = list(first.window)
+        # Test-time adaptation of a single model to each scan; None leaves it as it was trained.
+        self.around: Around | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -248,7 +256,8 @@ class Predictor:
         for batch in dict.fromkeys((plan.batch, 1)):
             try:
                 asked = replace(request, batch_size=batch)
-                return infer(members, scan.values, self.patch, asked), notes
+                with self._adapted(scan):
+                    return infer(members, scan.values, self.patch, asked), notes
             except torch.OutOfMemoryError:
                 fewer = f"{plan.batch} windows x draws a call; 1 was taken"
                 notes = [f"memory: the GPU's ran out with {fewer}"]
@@ -259,6 +268,11 @@ class Predictor:
             field="memory",
             remedy="free the GPU, use --device cpu, or a model with a smaller patch",
         )
+
+    def _adapted(self, scan: PlacedScan) -> AbstractContextManager[object]:
+        if self.around is None:
+            return nullcontext()
+        return self.around(self.runs[0].model, scan.values, self.patch)
 
     def _empty(self, fused: Fused) -> None:
         """Turn an answer into that of a scan which shows nothing, in its own memory."""

@@ -19,9 +19,9 @@ ORDER = (
     "manifest", "cases", "one_case", "engines", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
-    "evaluation", "truth", "calibrate", "variance", "likelihood", "reflow",
-    "training_log", "resume", "processes", "training",
-    "describe", "progress", "demo", "cli_measure", "cli_options", "cli_pacs", "cli",
+    "evaluation", "robustness", "truth", "calibrate", "variance", "likelihood", "reflow",
+    "training_log", "resume", "processes", "training", "adaptation",
+    "describe", "progress", "demo", "cli_adapt", "cli_measure", "cli_options", "cli_pacs", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

@@ -100,9 +100,9 @@ def pair_rows(table: pd.DataFrame) -> pd.DataFrame:
     for _, row in table.iterrows():
         heading = HEADINGS[row["metric"]]
         digits = heading.digits
-        gap = _signed(row["difference"], digits)
+        gap = signed(row["difference"], digits)
         if not math.isnan(row["ci_low"]):
-            gap += f" [{_signed(row['ci_low'], digits)}, {_signed(row['ci_high'], digits)}]"
+            gap += f" [{signed(row['ci_low'], digits)}, {signed(row['ci_high'], digits)}]"
         rows.append(
             {
                 "A": row["a"],
@@ -115,7 +115,7 @@ def pair_rows(table: pd.DataFrame) -> pd.DataFrame:
                 "Mean B": number(row["mean_b"], digits),
                 "Difference": gap,
                 "Effect size": number(row["effect_size"], 2),
-                "p (Holm)": _p(row["p_holm"]),
+                "p (Holm)": p_text(row["p_holm"]),
             }
         )
     return pd.DataFrame(rows)
@@ -130,8 +130,8 @@ def to_markdown(table: pd.DataFrame, methods: Sequence[Method]) -> str:
         lines += ["", "What these cases cannot show:", ""]
         lines += [f"- {_one_line(text)}" for text in cannot]
     lines += ["", "## Methods", "", "Mean ± standard deviation over cases.", ""]
-    lines += _pipes(method_rows(methods))
-    lines += ["", "## Tests", "", LEGEND, "", *_pipes(pair_rows(table))]
+    lines += pipes(method_rows(methods))
+    lines += ["", "## Tests", "", LEGEND, "", *pipes(pair_rows(table))]
     return "\n".join(lines) + "\n"
 
 
@@ -143,8 +143,8 @@ def to_latex(table: pd.DataFrame, methods: Sequence[Method]) -> str:
     lines = [f"% {_one_line(text)}" for text in said]
     lines += ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small"]
     lines += [rf"\caption{{{latex_escape(LEGEND)}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    lines += [r"\toprule", _ampersands(rows.columns.tolist()), r"\midrule"]
-    lines += [_ampersands(list(row)) for row in rows.itertuples(index=False, name=None)]
+    lines += [r"\toprule", ampersands(rows.columns.tolist()), r"\midrule"]
+    lines += [ampersands(list(row)) for row in rows.itertuples(index=False, name=None)]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -208,25 +208,28 @@ def _forest(table: pd.DataFrame) -> bytes:
     return forest_plot(rows, "Dice", higher_is_better=True)
 
 
-def _signed(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
+    """Write a difference with its sign, a dash where there is none."""
     # Adding 0 turns a rounded -0 into +0.
     return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """Write a p value."""
     if math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _pipes(rows: pd.DataFrame) -> list[str]:
+def pipes(rows: pd.DataFrame) -> list[str]:
     """Return a Markdown table; a bar inside a cell would end it."""
     every = [list(rows.columns), ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
     cells = [[_one_line(str(text)).replace("|", "\\|") for text in line] for line in every]
     return ["| " + " | ".join(line) + " |" for line in cells]
 
 
-def _ampersands(cells: Sequence[object]) -> str:
+def ampersands(cells: Sequence[object]) -> str:
+    """Return one row of a LaTeX table."""
     return " & ".join(latex_escape(_one_line(str(cell))) for cell in cells) + r" \\"
 
 

@@ -47,6 +47,10 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "prediction.window and plan.patch_size have one size for each axis of the network: give "
         "both the same number",
     )
+    yield (
+        config.training.augmentation != "standard" and not config.training.augment,
+        "training.augmentation says how training.augment changes the samples: leave augment on",
+    )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
 

@@ -201,6 +201,10 @@ class ModelConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="unet: share of channels that each draw drops (MC dropout)"
     )
+    norm: Literal["instance", "batch"] = Field(
+        "instance",
+        description="unet: batch keeps statistics of the training set, which AdaBN and TENT adapt",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -214,6 +218,10 @@ class ModelConfig(Section):
         yield (
             self.dropout > 0 and self.kind != "unet",
             "dropout draws masks of a plain U-Net: set kind: unet",
+        )
+        yield (
+            self.norm == "batch" and self.kind != "unet",
+            "norm 'batch' is an option of the plain U-Net: set kind: unet",
         )
         yield (
             self.latent is not None and self.kind != "diffusion",
@@ -301,6 +309,11 @@ class TrainingConfig(Section):
     )
     stop_after_bad_losses: int = Field(5, ge=1, description="NaN or Inf losses in a row")
     augment: bool = True
+    augmentation: Literal["standard", "strong", "synthetic"] = Field(
+        "standard",
+        description="strong adds random convolutions, gain fields, coarse axes and contrast "
+        "(data/appearance.py); synthetic replaces every image by one drawn from its label map",
+    )
     mirror_axes: tuple[int, ...] = Field(
         (), description="axes that may be mirrored; left out where left and right differ"
     )

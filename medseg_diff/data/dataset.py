@@ -18,7 +18,8 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from medseg_diff.config import Config, PlanConfig, TaskConfig
+from medseg_diff.config import Config, PlanConfig, TaskConfig, TrainingConfig
+from medseg_diff.data.appearance import SyntheticContrastd, strong_appearance
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
 from medseg_diff.data.transforms import augmentation, network_input
@@ -123,7 +124,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         counts = [len(c["references"]) for c in cases.data] if every else [1] * len(cases)
         self.masks = [(index, rater) for index, n in enumerate(counts) for rater in range(n)]
         training = config.training
-        self.augment = augmentation(self.patch, training.mirror_axes) if training.augment else None
+        self.augment = _augment(self.patch, training)
         # Room for rotation and scaling without reaching past the crop. The same on both sides: a
         # crop of other parity than the patch would be sampled between voxels, where the image
         # interpolates and the label rounds, and the two would part by half a voxel.
@@ -304,6 +305,18 @@ def batches(
         if item is None:
             raise InputError("no training case can be used", field="data.cases")
         yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
+
+
+def _augment(patch: Sequence[int], training: TrainingConfig) -> Compose | None:
+    """What a training asks for: nothing, moves and mild changes of intensity, or more."""
+    if not training.augment:
+        return None
+    standard = augmentation(patch, training.mirror_axes)
+    if training.augmentation == "strong":
+        return Compose([standard, *strong_appearance(patch)])
+    if training.augmentation == "synthetic":
+        return Compose([standard, SyntheticContrastd()])
+    return standard
 
 
 def _collate(samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, dict[str, str]]:

@@ -7,6 +7,8 @@ from medseg_diff.figures.charts import (
     reliability_diagram,
     risk_coverage_curve,
 )
+from medseg_diff.figures.curves import robustness_curves
+from medseg_diff.figures.domains import Panel, domain_panels
 from medseg_diff.figures.overlays import case_figure
 from medseg_diff.figures.slices import SliceStack, SliceView, slice_stack
 from medseg_diff.figures.views import CaseView, viewing_axes
@@ -14,13 +16,16 @@ from medseg_diff.figures.views import CaseView, viewing_axes
 __all__ = [
     "COLOURS",
     "CaseView",
+    "Panel",
     "SliceStack",
     "SliceView",
     "box_plots",
     "case_figure",
+    "domain_panels",
     "forest_plot",
     "reliability_diagram",
     "risk_coverage_curve",
+    "robustness_curves",
     "slice_stack",
     "viewing_axes",
 ]

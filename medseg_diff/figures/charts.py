@@ -55,7 +55,7 @@ def box_plots(per_case: pd.DataFrame) -> bytes:
             axes.set_yscale("symlog", linthresh=1)
             axes.yaxis.set_major_formatter("{x:g}")
             label = label.replace("mm", "mm, log scale")
-        _tidy(axes, label)
+        tidy(axes, label)
         axes.set_ylim(bottom=0, top=1.02 if column in ("dice", "nsd") else None)
         axes.set_xlim(0.4, len(names) + 0.6)
     return png(figure)
@@ -114,7 +114,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> bytes:
     below.set_ylabel("voxels", color=INK)
     below.set_xlabel("confidence", color=INK)
     for axes in (above, below):
-        _tidy(axes, "")
+        tidy(axes, "")
     return png(figure)
 
 
@@ -137,7 +137,7 @@ def risk_coverage_curve(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> by
     axes.set_ylabel("risk: mean error of those kept", color=INK)
     if curves:
         axes.legend(frameon=False, fontsize=9)
-    _tidy(axes, "")
+    tidy(axes, "")
     return png(figure)
 
 
@@ -201,7 +201,8 @@ def _violin(sample: NDArray[Any], *, log: bool) -> list[dict[str, Any]]:
     return [found]
 
 
-def _tidy(axes: Axes, title: str) -> None:
+def tidy(axes: Axes, title: str) -> None:
+    """Title, grid and spines as all charts have them."""
     axes.set_title(title, fontsize=11, loc="left", color=INK)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -75,7 +75,7 @@ def build_baseline(
             objective,
             size,
         )
-    network = UNet(dims, planes, codec.channels, model.features)
+    network = UNet(dims, planes, codec.channels, model.features, norm=model.norm)
     if model.dropout == 0:
         return UNetModel(network, codec, objective)
     dropout = ChannelDropout(model.features, model.dropout)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from monai.networks.blocks import Convolution
@@ -29,6 +29,8 @@ from torch.nn import functional
 
 from medseg_diff.networks.dropout import Gains
 from medseg_diff.networks.layout import memory_layout, to_layout
+
+NormName = Literal["instance", "batch"]
 
 
 class Maps(NamedTuple):
@@ -85,12 +87,19 @@ class TwoConv(nn.Module):
     """Convolution, norm, activation, twice; time enters between the two."""
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, channels: int, time_channels: int | None
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        channels: int,
+        time_channels: int | None,
+        norm_name: NormName = "instance",
     ) -> None:
         super().__init__()
+        norm: Any = ("group", {"num_groups": channels, "affine": True})
+        if norm_name == "batch":
+            norm = "batch"
 
         def unit(into: int) -> nn.Module:
-            norm = ("group", {"num_groups": channels, "affine": True})
             return Convolution(spatial_dims, into, channels, adn_ordering="N", norm=norm)
 
         self.first, self.second = unit(in_channels), unit(channels)
@@ -122,6 +131,8 @@ class UNet(nn.Module):
         context_channels: Channels of the context map that each encoder level takes, or None.
             The map is added (Diff-UNet), through a 1x1 convolution where the widths differ.
         decoder: False leaves the decoder away: a pyramid of encoder maps.
+        norm: ``"batch"`` keeps statistics of the training set, which some test-time adaptation
+            needs; ``"instance"`` has none.
     """
 
     def __init__(
@@ -134,6 +145,7 @@ class UNet(nn.Module):
         time_channels: int | None = None,
         context_channels: Sequence[int] | None = None,
         decoder: bool = True,
+        norm: NormName = "instance",
     ) -> None:
         super().__init__()
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
@@ -143,7 +155,7 @@ class UNet(nn.Module):
         self.embedding = None if time_channels is None else TimeEmbedding(time_channels)
         widths = [in_channels, *features]
         self.down = nn.ModuleList(
-            TwoConv(spatial_dims, widths[level], widths[level + 1], time_channels)
+            TwoConv(spatial_dims, widths[level], widths[level + 1], time_channels, norm)
             for level in range(len(features))
         )
         self.mix = nn.ModuleList(
@@ -155,7 +167,7 @@ class UNet(nn.Module):
             up(features[level + 1], features[level], kernel_size=2, stride=2) for level in shallow
         )
         self.merge = nn.ModuleList(
-            TwoConv(spatial_dims, 2 * features[level], features[level], time_channels)
+            TwoConv(spatial_dims, 2 * features[level], features[level], time_channels, norm)
             for level in shallow
         )
         self.head = None if out_channels is None else conv(features[0], out_channels, 1)

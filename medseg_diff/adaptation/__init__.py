@@ -1,0 +1,1 @@
+"""Domain adaptation: each method one small file, and an experiment that judges them alike."""

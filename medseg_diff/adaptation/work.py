@@ -1,0 +1,153 @@
+"""What a method is given and what it hands back.
+
+A method is a file in `rows/` with one function, ``adapt(work) -> Adapted``; the file's name is its
+name in the table, the first line of its docstring its description. It sees target scans without
+masks (``work.unlabelled``); asking for ``work.labelled`` is what the table calls target labels.
+
+Legend: C channels, *S spatial axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from medseg_diff import io
+from medseg_diff.checkpoint import CHECKPOINTS
+from medseg_diff.config import Config, merged
+from medseg_diff.data.caselist import Case, CaseList, save_caselist
+from medseg_diff.errors import UsageError
+from medseg_diff.files import atomic_text
+from medseg_diff.inference import Around
+from medseg_diff.training import Options, fit
+
+Array = NDArray[np.float32]
+# Target or source scan as read (C, *S) -> what the model is shown, same shape.
+Restyle = Callable[[MetaTensor, Case], Array]
+DONE = "done.json"
+SOURCE_ONLY = "source_only"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A method's answer: how scans are segmented from now on.
+
+    Attributes:
+        run: Trained model.
+        restyle: Changes every scan before the model sees it.
+        around: Changes the model for every scan; see ``Predictor.around``.
+        passes: Passes through the network for each that prediction makes by itself.
+        baseline: Row that the gap is counted from: the same network without adaptation.
+        style: What ``restyle`` depends on, as JSON knows it.
+    """
+
+    run: Path
+    restyle: Restyle | None = None
+    around: Around | None = None
+    passes: int = 1
+    baseline: str = SOURCE_ONLY
+    style: object = None
+
+
+@dataclass
+class Work:
+    """Data, budget and folders of one row, target and seed.
+
+    Attributes:
+        config: Complete: task, plan (of the source's training scans), budget and seed.
+        source: Source cases with masks.
+        target: Target cases; methods use ``unlabelled`` and ``labelled``.
+        shared: Folder of trainings that saw nothing of the target.
+        folder: Folder of what did, and of this row's own files.
+        labels_used: Whether ``labelled`` was asked for.
+        target_used: Whether any target scan was.
+        seconds: Seconds of all trainings that the row rests on.
+    """
+
+    config: Config
+    source: CaseList
+    target: CaseList
+    shared: Path
+    folder: Path
+    labels_used: bool = False
+    target_used: bool = False
+    seconds: float = 0.0
+    trainings: list[str] = field(default_factory=list)
+
+    @property
+    def unlabelled(self) -> CaseList:
+        """Target training scans without masks; as ``test``, the only part that may lack them."""
+        self.target_used = True
+        cases = self.target.part("train")
+        return self.target.with_cases(
+            c.model_copy(update={"references": (), "part": "test", "sha256": {}}) for c in cases
+        )
+
+    @property
+    def labelled(self) -> CaseList:
+        """Target training and validation cases with their masks; the table says who asked."""
+        self.target_used = self.labels_used = True
+        return self.target
+
+    def train(self, name: str, cases: CaseList, **changes: dict[str, Any]) -> Path:
+        """Train on the row's budget, or take up what an earlier call did.
+
+        Args:
+            name: Of the run's folder; trainings of one name must be the same.
+            cases: Its ``train`` and ``validation`` parts are used.
+            changes: Sections of the configuration, e.g. ``model={"norm": "batch"}``.
+
+        Raises:
+            UsageError: if a training of that name was made otherwise.
+        """
+        home = self.folder if self.target_used else self.shared
+        run, listed = home / "runs" / name, home / "lists" / f"{name}.json"
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        save_caselist(cases, listed)
+        data = {"cases": str(listed), "root": str(cases.root)}
+        keys = merged(self.config.model_dump(mode="json"), {**changes, "data": data, "name": name})
+        config = Config.model_validate(keys)
+        key = _training_key(config, cases)
+        done = run / DONE
+        if done.is_file():
+            known = json.loads(done.read_text(encoding="utf-8"))
+            if known["key"] != key:
+                raise UsageError(
+                    "was trained with other settings",
+                    file=run,
+                    remedy="give the experiment a new --out, or remove that folder",
+                )
+        else:
+            resume = (run / CHECKPOINTS).is_dir() and any((run / CHECKPOINTS).iterdir())
+            if not resume:
+                shutil.rmtree(run, ignore_errors=True)
+            fit(config, run, Options(resume=resume))
+            # The log knows the steps before a stop, too.
+            known = {"key": key, "seconds": float(pd.read_csv(run / "log.csv")["seconds"].sum())}
+            atomic_text(done, json.dumps(known, indent=1) + "\n")
+        self.seconds += known["seconds"]
+        self.trainings.append(name)
+        return run
+
+
+def images_of(cases: CaseList) -> Iterator[Array]:
+    """Scans as read, (C, *S), one by one."""
+    for case in cases.cases:
+        yield np.asarray(io.read_channels(cases.channel_paths(case)), dtype=np.float32)
+
+
+def _training_key(config: Config, cases: CaseList) -> str:
+    keys = config.model_dump(mode="json")
+    keys.pop("data")
+    listed = [[c.case, c.part, sorted(c.channels.items()), list(c.references)] for c in cases.cases]
+    return hashlib.sha256(json.dumps([keys, listed], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""A whole experiment on balls: every row trained, scored and tabulated, and never twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from medseg_diff.adaptation import experiment as module
+from medseg_diff.adaptation import rows as methods
+from medseg_diff.adaptation.experiment import load_experiment, run_experiment
+from medseg_diff.adaptation.pictures import target_picture
+from medseg_diff.adaptation.work import Work
+from medseg_diff.data.caselist import load_caselist
+from medseg_diff.errors import UsageError
+from tests.training_fixtures import write_dataset
+
+ROWS = methods.names()
+
+
+def write_experiment(folder: Path, **changes) -> Path:
+    """Two steps on patches of 8 x 8: every method's path, no accuracy."""
+    if not (folder / "data").is_dir():
+        write_dataset(folder / "data", cases=4)
+    config = {
+        "name": "balls",
+        "recipe": "unet",
+        "data": {"cases": "elsewhere"},
+        "plan": {"spatial_dims": 2, "patch_size": [16, 16], "batch_size": 2},
+        "model": {"features": [4, 4]},
+        "training": {"steps": 2, "warmup_steps": 1, "validate_every": 2, "save_every": 1},
+    }
+    (folder / "unet.yaml").write_text(yaml.safe_dump(config))
+    data = {"cases": "data/cases.json"}
+    keys = {
+        "name": "balls",
+        "config": "unet.yaml",
+        "source": data,
+        "targets": {"inverted": {**data, "shift": "contrast_inversion", "level": "strong"}},
+        "rows": ROWS,
+        **changes,
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(keys))
+    return folder / "experiment.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("adapt")
+    torch.set_num_threads(1)
+    lines: list[str] = []
+    files = run_experiment(load_experiment(write_experiment(folder)), folder / "out", lines.append)
+    return folder, files, lines
+
+
+def test_every_row_leaves_its_cases(done):
+    _, files, lines = done
+    assert [file.stem for file in files["inverted"]] == [f"{name}_seed0" for name in ROWS]
+    used = {}
+    for file in files["inverted"]:
+        table = pd.read_csv(file)
+        assert set(table["domain"]) == {"source", "target"}
+        assert table["dice"].notna().all()
+        assert (table["training_steps"] == 2).all()
+        assert (table["training_seconds"] > 0).all()
+        used[table["row"].iloc[0]] = table["target_used"].fillna("none").iloc[0]
+    assert (
+        used["source_only"] == used["strong_augmentation"] == used["histogram_matching"] == "none"
+    )
+    assert used["fourier"] == used["adabn"] == "scans"
+    assert used["tent"] == "the scan itself"
+    assert used["oracle"] == "labels"
+    assert len(lines) == len(ROWS)
+
+
+def test_trainings_without_the_target_are_shared(done):
+    folder, _, _ = done
+    shared = {p.name for p in (folder / "out" / "seed0" / "runs").iterdir()}
+    own = {p.name for p in (folder / "out" / "inverted" / "seed0" / "runs").iterdir()}
+    names = {"source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast"}
+    assert shared == names
+    assert own == {"adabn", "fourier", "oracle"}
+
+
+def test_the_picture_shows_every_row(done):
+    folder, _, _ = done
+    experiment = load_experiment(folder / "experiment.yaml")
+    picture = target_picture(experiment, "inverted", folder / "out")
+    assert picture.startswith(b"\x89PNG")
+    fewer = experiment.model_copy(update={"rows": ("source_only",)})
+    assert picture != target_picture(fewer, "inverted", folder / "out")
+
+
+def test_tent_costs_more_passes(done):
+    _, files, _ = done
+    passes = {f.stem: pd.read_csv(f)["passes"].iloc[0] for f in files["inverted"]}
+    assert passes["tent_seed0"] == 10 * passes["source_only_batchnorm_seed0"]
+
+
+def test_nothing_is_done_twice_and_other_settings_are_refused(
+    done, monkeypatch: pytest.MonkeyPatch
+):
+    folder, files, _ = done
+    before = [file.read_bytes() for file in files["inverted"]]
+    lines: list[str] = []
+    again = load_experiment(folder / "experiment.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "predict_many", None)
+        patch.setattr("medseg_diff.adaptation.work.fit", None)
+        run_experiment(again, folder / "out", lines.append)
+    assert [file.read_bytes() for file in files["inverted"]] == before
+    assert all("done before" in line for line in lines)
+    other = again.model_copy(update={"set": ("training.steps=3",)})
+    with pytest.raises(UsageError, match="other settings"):
+        run_experiment(other, folder / "out")
+
+
+def test_methods_do_not_see_target_masks_unless_they_ask(done):
+    folder, _, _ = done
+    cases = load_caselist(folder / "data" / "cases.json")
+    work = Work(None, cases, cases, folder, folder)
+    assert not any(case.references for case in work.unlabelled.cases)
+    assert {c.case for c in work.unlabelled.cases} == {c.case for c in cases.part("train")}
+    assert (work.target_used, work.labels_used) == (True, False)
+    assert work.labelled is cases
+    assert work.labels_used
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"rows": ["source_onl"]}, "Did you mean 'source_only'"),
+        ({"targets": {"a": {"cases": "x", "shift": "motion"}}}, "needs its level"),
+        ({"targets": {"a": {"cases": "x", "shift": "fog", "level": "mild"}}}, "unknown shift"),
+        ({"speed": 1}, "speed"),
+    ],
+)
+def test_a_wrong_experiment_is_refused(tmp_path: Path, changes: dict, word: str):
+    with pytest.raises(UsageError, match=word):
+        load_experiment(write_experiment(tmp_path, **changes))
+    with pytest.raises(UsageError, match="no such experiment"):
+        load_experiment(tmp_path / "gone.yaml")
