@@ -17,13 +17,15 @@ import typer
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood
 from medseg_diff.cli_options import parse_shapes, read_options
 from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
+from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from medseg_diff.batch import Outcome
 
 app = typer.Typer(
-    help="Diffusion models that segment medical images: train, predict, evaluate.",
+    help="Diffusion models that segment and translate medical images: train, predict, translate, "
+    "evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -243,6 +245,9 @@ def predict(
     if archive is not None and code == 0:
         archive.store_answers(out, cases)
     raise typer.Exit(code)
+
+
+app.command()(translate)
 
 
 @app.command()
