@@ -22,6 +22,7 @@ from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from medseg_diff.batch import Outcome
+    from medseg_diff.evaluation import Evaluation
 
 app = typer.Typer(
     help="Diffusion models that segment and translate medical images: train, predict, translate, "
@@ -255,17 +256,29 @@ def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder that `predict` wrote.")],
     ref: Annotated[
         Path,
-        typer.Option(help="Folder of masks with the cases' names, or a cases.json (its test)."),
+        typer.Option(
+            help="Folder of masks (or images) with the cases' names, or a cases.json (its test)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
     images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD.")] = 1.0,
+    data_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", help="Of translated images, for PSNR and SSIM; the model's own."),
+    ] = None,
 ) -> None:
-    """Score predictions against reference masks."""
+    """Score predictions against reference masks, or translated images against real ones."""
     from medseg_diff.evaluation import evaluate as run
     from medseg_diff.evaluation import evaluate_part
+    from medseg_diff.image_evaluation import ImageEvaluation, evaluate_translations
 
-    if ref.suffix == ".json":
+    result: Evaluation | ImageEvaluation | None = evaluate_translations(pred, ref, out, data_range)
+    if result is not None:
+        pass
+    elif data_range is not None:
+        raise UsageError("is for translated images, and these are masks", field="--range")
+    elif ref.suffix == ".json":
         result = evaluate_part(pred, ref, out, tolerance_mm=tolerance_mm)
     else:
         result = run(pred, ref, out, images=images, tolerance_mm=tolerance_mm)
