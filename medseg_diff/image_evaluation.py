@@ -29,8 +29,8 @@ CONVENTIONS = {
     "body": "the reference above Otsu's threshold, largest piece, holes filled; all scores are "
     "inside it",
     "psnr": "10 log10(range^2 / mean squared error), the range as stated",
-    "ssim": f"local map with a uniform window of {image_scores.SSIM_WINDOW} voxels (in slices where "
-    "a volume is thinner), mean over the body; scikit-image",
+    "ssim": f"local map with a uniform window of {image_scores.SSIM_WINDOW} voxels (in slices "
+    "where a volume is thinner), mean over the body; scikit-image",
     "ms_ssim": f"{image_scores.MS_SSIM_SCALES} scales, Gaussian window "
     f"{image_scores.MS_SSIM_WINDOW}, slices along the shortest axis, outside the body the "
     "reference; blank below "
@@ -182,9 +182,8 @@ def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
             text += "" if found["sd"] is None else f" ± {found['sd']:.{heading.digits}f}"
         interval = "–"
         if found["ci_low"] is not None:
-            interval = (
-                f"[{found['ci_low']:.{heading.digits}f}, {found['ci_high']:.{heading.digits}f}]"
-            )
+            ends = (f"{found[end]:.{heading.digits}f}" for end in ("ci_low", "ci_high"))
+            interval = f"[{', '.join(ends)}]"
         better = "higher" if heading.higher_is_better else "lower"
         rows.append(
             {

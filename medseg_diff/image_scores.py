@@ -107,14 +107,16 @@ def score_image(
     # In float64: an SSIM of float32 intensities in the thousands loses digits.
     ours, theirs = (x[:, body].astype(np.float64) for x in (prediction, reference))
     equal = bool((ours == theirs).all())
+    psnr = math.inf if equal else float(peak_signal_noise_ratio(theirs, ours, data_range=wide))
+    planes = zip(prediction, reference, strict=True)
     return ImageScore(
         mae=float(np.abs(ours - theirs).mean()),
-        psnr_db=math.inf if equal else float(peak_signal_noise_ratio(theirs, ours, data_range=wide)),
-        ssim=float(np.mean([_ssim(p, r, wide, body) for p, r in zip(prediction, reference, strict=True)])),
+        psnr_db=psnr,
+        ssim=float(np.mean([_ssim(p, r, wide, body) for p, r in planes])),
         ms_ssim=_ms_ssim(prediction, reference, ends, body),
         nmi=float(normalized_mutual_information(theirs, ours, bins=NMI_BINS)),
         body_voxels=int(body.sum()),
-    )  # fmt: skip
+    )
 
 
 def _ssim(prediction: Image, reference: Image, wide: float, body: Mask) -> float:
