@@ -55,7 +55,8 @@ def predict_many(
         report: Called after each case with its outcome and the number of cases before it that are
             settled: done, failed or passed over.
         engine: Where the cases are computed; in this process by default.
-        settings: Passed to :meth:`Predictor.predict`; ``dicom_seg`` to :func:`write_answer`.
+        settings: Passed to :meth:`Predictor.predict`, or to a translator's ``translate``;
+            ``dicom_seg`` to :func:`write_answer`.
 
     Returns:
         Exit code: 0 done, 1 every case failed, 8 some failed.
@@ -80,7 +81,8 @@ def predict_many(
         known = [manifest.entry(case.name) for case in cases]
     finally:
         manifest.close()
-    _write_volumes(folder, (entry.name for entry in known if entry.status == DONE))
+    if not predictor.translates:
+        _write_volumes(folder, (entry.name for entry in known if entry.status == DONE))
     failed = sum(entry.status == FAILED for entry in known)
     if not failed:
         return ALL_DONE

@@ -18,13 +18,16 @@ from medseg_diff.cli_adapt import adapt
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
 from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
+from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from medseg_diff.batch import Outcome
+    from medseg_diff.evaluation import Evaluation
 
 app = typer.Typer(
-    help="Diffusion models that segment medical images: train, predict, evaluate.",
+    help="Diffusion models that segment and translate medical images: train, predict, translate, "
+    "evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -250,22 +253,37 @@ def predict(
     raise typer.Exit(code)
 
 
+app.command()(translate)
+
+
 @app.command()
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder that `predict` wrote.")],
     ref: Annotated[
         Path,
-        typer.Option(help="Folder of masks with the cases' names, or a cases.json (its test)."),
+        typer.Option(
+            help="Folder of masks (or images) with the cases' names, or a cases.json (its test)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
     images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD.")] = 1.0,
+    data_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", help="Of translated images, for PSNR and SSIM; the model's own."),
+    ] = None,
 ) -> None:
-    """Score predictions against reference masks."""
+    """Score predictions against reference masks, or translated images against real ones."""
     from medseg_diff.evaluation import evaluate as run
     from medseg_diff.evaluation import evaluate_part
+    from medseg_diff.image_evaluation import ImageEvaluation, evaluate_translations
 
-    if ref.suffix == ".json":
+    result: Evaluation | ImageEvaluation | None = evaluate_translations(pred, ref, out, data_range)
+    if result is not None:
+        pass
+    elif data_range is not None:
+        raise UsageError("is for translated images, and these are masks", field="--range")
+    elif ref.suffix == ".json":
         result = evaluate_part(pred, ref, out, tolerance_mm=tolerance_mm)
     else:
         result = run(pred, ref, out, images=images, tolerance_mm=tolerance_mm)

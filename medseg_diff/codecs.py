@@ -1,21 +1,101 @@
-"""Codecs: label map <-> diffused state, and the one place where logits become state units.
+"""Codecs: label map or image <-> diffused state; the one place where logits become state units.
 
-Legend: B batch, K classes or regions, *S spatial axes.
+Legend: B batch, K channels of the state: classes, regions or image planes, *S spatial axes.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg_diff.errors import InputError
 
 
+class Codec(ABC):
+    """What all codecs offer to training and to the ensemble, whatever is diffused.
+
+    Attributes:
+        exclusive: Whether the channels are classes of which each voxel has one.
+    """
+
+    exclusive: bool
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Number of channels K of the state."""
+
+    @property
+    @abstractmethod
+    def structures(self) -> int:
+        """Planes of a draw's own mask; 0 where no masks are made."""
+
+    @abstractmethod
+    def weight(self, truth: Tensor) -> Tensor | None:
+        """1 where there is truth, 0 where it is ignored, (B, 1, *S); None if nothing can be."""
+
+    @abstractmethod
+    def encode(self, truth: Tensor) -> Tensor:
+        """Truth as a batch holds it -> clean state (B, K, *S) in [-1, 1]."""
+
+    def probabilities_from_state(self, state: Tensor) -> Tensor:
+        """Clean state in [-1, 1] -> what the ensemble averages, in [0, 1]."""
+        return (state + 1) / 2
+
+
 @dataclass(frozen=True)
-class OneHotCodec:
+class ImageCodec(Codec):
+    """An image in its plan's units: the range's ends at -1 and 1. The state is the image.
+
+    What the ensemble averages is the image between 0 and 1; :func:`image_values` gives it back
+    its own units.
+
+    Args:
+        planes: Channels of the image.
+    """
+
+    planes: int = 1
+    exclusive: bool = field(default=False, init=False)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels K of the state."""
+        return self.planes
+
+    @property
+    def structures(self) -> int:
+        """No masks are made."""
+        return 0
+
+    def weight(self, truth: Tensor) -> Tensor | None:
+        """Every voxel of an image counts."""
+        return None
+
+    def encode(self, truth: Tensor) -> Tensor:
+        """Normalised image (B, K, *S), itself."""
+        return truth
+
+
+def image_values(unit: NDArray[Any], ends: tuple[float, float]) -> NDArray[np.float32]:
+    """An ensemble's image between 0 and 1 -> the target's own units, same shape.
+
+    Args:
+        unit: Of any shape, in [0, 1].
+        ends: Values that 0 and 1 stand for: the plan's ``target_range``.
+    """
+    low, high = ends
+    return (unit.astype(np.float64) * (high - low) + low).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class OneHotCodec(Codec):
     """One channel a structure, -1 where it is absent and +1 where it is present.
 
     Args:
@@ -40,6 +120,11 @@ class OneHotCodec:
     def channels(self) -> int:
         """Number of channels K of the state."""
         return len(self.members)
+
+    @property
+    def structures(self) -> int:
+        """All channels but the background of exclusive classes."""
+        return self.channels - (1 if self.exclusive else 0)
 
     def targets(self, labels: Tensor) -> Tensor:
         """Label map (B, 1, *S) -> presence in {0, 1}, (B, K, *S) float32."""
@@ -66,10 +151,6 @@ class OneHotCodec:
     def state_from_logits(self, logits: Tensor) -> Tensor:
         """Logits -> clean state in [-1, 1]: the posterior mean of the encoded mask."""
         return 2 * self.probabilities(logits) - 1
-
-    def probabilities_from_state(self, state: Tensor) -> Tensor:
-        """Clean state in [-1, 1] -> probabilities in [0, 1]."""
-        return (state + 1) / 2
 
     def logits_from_state(self, state: Tensor) -> Tensor:
         """Clean state -> logits; the inverse of :meth:`state_from_logits` up to a constant.

@@ -23,12 +23,11 @@ def describe(target: str) -> str:
 
 
 def _model_lines(card: dict[str, Any]) -> str:
-    labels = ", ".join(f"{value} {name}" for name, value in card["labels"].items())
     rows = {
         "model": f"{card['name']} ({card['recipe']}, {card['parameters']:,} parameters)",
         "expects": f"{card['modality']}: {', '.join(card['channels'])}; {card['spatial_dims']}-D",
         "spacing": " x ".join(f"{s:g}" for s in card["spacing_mm"]) + " mm",
-        "labels": labels,
+        **_made(card),
         "trained": f"{card['data']['training_cases']} cases of {card['data']['name']}",
         "validation": _validation(card["training"]),
         "licence": card["data"]["licence"],
@@ -37,7 +36,19 @@ def _model_lines(card: dict[str, Any]) -> str:
     return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
 
 
+def _made(card: dict[str, Any]) -> dict[str, str]:
+    """What comes out: labels, or the image that a translation makes."""
+    target = card.get("target")
+    if target is None:
+        return {"labels": ", ".join(f"{value} {name}" for name, value in card["labels"].items())}
+    low, high = target["range"]
+    return {"makes": f"{target['name']} ({target['modality']}), {low:g} to {high:g}, SYNTHETIC"}
+
+
 def _validation(training: dict[str, Any]) -> str:
+    if "validation_mae" in training:
+        error = training["validation_mae"]
+        return f"{'none' if error is None else f'MAE {error:.4g}'} at step {training['steps']}"
     score = training["validation_dice"]
     shown = "none" if score is None else f"Dice {score:.3f}"
     return f"{shown} at step {training['steps']}"

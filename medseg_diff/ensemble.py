@@ -146,7 +146,7 @@ def _rounds(work: _Work) -> Iterator[range]:
 def _round(work: _Work, chosen: range) -> Fused:
     """Some draws of every window, stitched."""
     codec, members = work.models[0].codec, work.members(chosen)
-    structures, before = codec.channels - work.first, dict(work.calls)
+    structures, before = codec.structures, dict(work.calls)
     canvas = Canvas(
         work.image.shape[1:],
         work.patch,
@@ -176,20 +176,26 @@ class _Tally:
     def __init__(self, work: _Work, chosen: range) -> None:
         codec = work.models[0].codec
         self.first, self.exclusive = work.first, codec.exclusive
+        self.masked = codec.structures > 0
         self.moments, self.entropy = RunningMoments(), RunningMoments()
         self.rule = _rule(work.request.fuse)
         weigh = work.request.fuse == "certainty"
         self.weighted = CertaintyWeightedMean(exclusive=self.exclusive) if weigh else None
         bytes_ = (work.members(chosen) + 7) // 8
         # Bits are set as draws arrive: a window never holds its draws' masks as whole bytes.
-        self.masks = np.zeros((codec.channels - self.first, *work.patch, bytes_), np.uint8)
+        self.masks = np.zeros((codec.structures, *work.patch, bytes_), np.uint8)
 
     def add(self, p: Array) -> None:
-        """Take one draw's probabilities (K, *S)."""
-        byte, bit = divmod(self.moments.count, 8)
-        present = _present(p, self.first, exclusive=self.exclusive).astype(np.uint8)
-        self.masks[..., byte] |= present << (7 - bit)
+        """Take one draw's probabilities, or its image between 0 and 1, (K, *S)."""
+        if self.masked:
+            byte, bit = divmod(self.moments.count, 8)
+            present = _present(p, self.first, exclusive=self.exclusive).astype(np.uint8)
+            self.masks[..., byte] |= present << (7 - bit)
         self.moments.add(p)
+        if not self.masked:
+            # The value of an image's voxel is no probability: it has no entropy.
+            self.entropy.add(np.zeros(p.shape[1:], np.float32))
+            return
         if self.weighted is not None:
             self.weighted.add(p)
         self.entropy.add(predictive_entropy(p, exclusive=self.exclusive))
@@ -220,8 +226,7 @@ def _draw_group(work: _Work, group: Sequence[Place], chosen: range) -> list[Wind
         for start in range(0, len(numbers), at_once):
             batch = numbers[start : start + at_once]
             drawn, called = _draw(model, context, group, batch, request, flat, rules)
-            if model.stochastic:
-                work.calls["denoiser"] += len(group) * len(batch) * called
+            work.calls["denoiser"] += len(group) * len(batch) * called
             for tally, draws in zip(tallies, drawn, strict=True):
                 for p in draws:
                     tally.add(p)

@@ -65,7 +65,7 @@ def guided(predictor: Predictor, run: str | Path, scale: float = 1.0) -> GuidedP
     runs = []
     for each, model in zip(predictor.runs, members, strict=True):
         model.requires_grad_(False)
-        model.steer = Guide(unet, model.path, model.codec, scale)
+        model.steer = Guide(unet, model.path, model.mask_codec, scale)
         # Part of what an answer is made from: a folder is not continued under another guide.
         hashes = {**each.card["sha256"], "guide": vouched}
         runs.append(replace(each, card={**each.card, "sha256": hashes}))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from medseg_diff import __version__, io, memory, sanity
 from medseg_diff.answer import Answer, WayBack
 from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
+from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import spacing_of
 from medseg_diff.draws import ONE, Fused, doubt_of_structures, expected_change
@@ -48,11 +49,16 @@ def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Pred
         model: A run folder, a shipped model's name (``"hippocampus"``), or a list of them.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ... or ``"auto"``.
     """
+    return Predictor(load_runs(model, device))
+
+
+def load_runs(model: str | Path | Sequence[str | Path], device: str = "auto") -> list[LoadedRun]:
+    """The runs of a model or an ensemble, whatever they make; see :func:`load`."""
     chosen = [model] if isinstance(model, str | Path) else list(model)
     if not chosen:
         raise UsageError("no model given", field="--model")
     where = choose_device(device)
-    return Predictor([load_run(_folder_of(each), where) for each in chosen])
+    return [load_run(_folder_of(each), where) for each in chosen]
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,10 +87,23 @@ def _folder_of(model: str | Path) -> Path:
 class Predictor:
     """Trained models behind one call. Members must agree on task, plan and structures."""
 
+    # Whether they make images; see `medseg_diff.translation`.
+    translates = False
+
     def __init__(self, runs: Sequence[LoadedRun]) -> None:
         first = runs[0].config
         if first.task is None or first.plan.patch_size is None:
             raise InputError("the run's configuration is not complete", file=runs[0].folder)
+        if (first.task.target is not None) != self.translates:
+            does, command = (
+                ("segments", "predict")
+                if self.translates
+                else (f"makes images ({first.task.target})", "translate")
+            )
+            raise UsageError(
+                f"this model {does}", file=runs[0].folder, field="--model",
+                remedy=f"use `medseg-diff {command}`",
+            )  # fmt: skip
         for run in runs[1:]:
             for part in ("task", "plan"):
                 if getattr(run.config, part) != getattr(first, part):
@@ -96,10 +115,14 @@ class Predictor:
                     )
         self.runs, self.task, self.plan = list(runs), first.task, first.plan
         self.defaults = first.prediction
-        self.codec = runs[0].model.codec
         self.patch = list(first.window)
         # Test-time adaptation of a single model to each scan; None leaves it as it was trained.
         self.around: Around | None = None
+
+    @property
+    def codec(self) -> OneHotCodec:
+        """What the channels of the probabilities stand for."""
+        return self.runs[0].model.mask_codec
 
     @property
     def labels(self) -> dict[str, int]:
@@ -163,7 +186,7 @@ class Predictor:
             "batch_size": batch_size,
         }
         given = {key: value for key, value in asked.items() if value is not None}
-        settings = _checked(self.defaults, given)
+        settings = checked(self.defaults, given)
         self._check_sampling(settings)
         channels = self._channels(scan)
         first = next(iter(channels.values()))
@@ -372,7 +395,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _checked(defaults: PredictionConfig, given: Mapping[str, Any]) -> PredictionConfig:
+def checked(defaults: PredictionConfig, given: Mapping[str, Any]) -> PredictionConfig:
     """The configuration's settings with the caller's on top, within their ranges."""
     from pydantic import ValidationError
 

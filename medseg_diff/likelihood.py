@@ -162,7 +162,7 @@ def _measurable(run: LoadedRun, measure: Measure) -> tuple[DiffusionModel, list[
 
 def case_bits(model: DiffusionModel, windows: TrueWindows, measure: Measure) -> Row:
     """One case's row: means over its windows of the bound, its terms, and the flow."""
-    ignored = model.codec.ignore_label
+    ignored = model.mask_codec.ignore_label
     if ignored is not None and bool((windows.labels == ignored).any()):
         raise InputError(
             "an ignored voxel has no likelihood",

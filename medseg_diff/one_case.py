@@ -20,6 +20,7 @@ from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import atomic_text, content_sha256, file_sha256
 from medseg_diff.inference import Predictor
 from medseg_diff.manifest import canonical
+from medseg_diff.translation import Translation, Translator
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def predict_one(
     key = claim.made_from or made_from(predictor, case, settings)
     try:
         given = dict(settings)
+        if isinstance(predictor, Translator):
+            translation = predictor.translate(case.channels, case=case.name, **given)
+            write_translation(translation, out, case.name)
+            return Outcome(case.name, translation.record, None, key)
         dicom = given.pop("dicom_seg", None)
         answer = predictor.predict(case.channels, case=case.name, **given)
         codes = predictor.runs[0].card.get("codes")
@@ -150,6 +155,28 @@ def write_answer(
     atomic_text(out / f"{name}.json", json.dumps(answer.record, indent=2) + "\n")
 
 
+def write_translation(translation: Translation, out: Path, name: str) -> None:
+    """Write the image, the spread between draws and, last, the JSON that vouches for them.
+
+    The files' names and headers say SYNTHETIC, so that no copy can pass for a scan.
+
+    Args:
+        translation: From a translator.
+        out: Folder.
+        name: Case; the stem of all files.
+    """
+    image, record = translation.image, translation.record
+    suffix = io.map_suffix(image)
+    target = record["target"].encode("ascii", "replace").decode("ascii")[:40]
+    files = [f"{name}_SYNTHETIC{suffix}", f"{name}_SYNTHETIC_spread{suffix}"]
+    words = f"SYNTHETIC {target}", f"spread of SYNTHETIC {target}"
+    for file, values, what in zip(files, (image, translation.spread), words, strict=True):
+        io.write_map(out / file, values, image, description=f"{what} (medseg_diff)")
+    written = {file: file_sha256(out / file) for file in files}
+    record["hashes"] = {**record["hashes"], "image": written[files[0]], "written": written}
+    atomic_text(out / f"{name}.json", json.dumps(record, indent=2) + "\n")
+
+
 def _can_be_dicom(answer: Answer, *, must: bool) -> bool:
     """Whether the answer can point at its scan in DICOM; a DICOM scan where not gets a warning."""
     if answer.mask.meta["kind"] != "dicom" and not must:
@@ -185,7 +212,7 @@ def _write_dicom(
 
 
 def _remove_images(out: Path, name: str) -> None:
-    for ending in ("", "_prob", "_doubt", "_draws"):
+    for ending in io.DERIVED:
         for suffix in (".nii.gz", ".png", ".tif"):
             (out / f"{name}{ending}{suffix}").unlink(missing_ok=True)
     for ending in ("_seg", "_doubt"):

@@ -14,6 +14,7 @@ from medseg_diff.io import case_stem
 MASK_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg")
 _COMPANIONS = ("_prob", "_doubt", "_draws")
+_SYNTHETIC = "_SYNTHETIC"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,60 @@ def pair_cases(
         )
         for stem in sorted(common)
     ]
+
+
+def pair_translations(
+    pred_dir: str | Path,
+    references_in: str | Path | Mapping[str, Path],
+    only: Collection[str] | None = None,
+) -> list[CaseFiles]:
+    """Match the images that ``translate`` wrote with reference images, sorted by case.
+
+    Raises:
+        InputError: as `pair_cases`.
+    """
+    pred = _folder(pred_dir, "translations")
+    predictions = {
+        stem.removesuffix(_SYNTHETIC): paths
+        for stem, paths in _files(pred, MASK_SUFFIXES).items()
+        if stem.endswith(_SYNTHETIC)
+    }
+    records = _records(pred)
+    failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
+    references, answered = _references(references_in, only), set(predictions) | failed
+    _refuse(
+        {
+            "translation without reference": sorted(answered - set(references)),
+            "reference without translation": sorted(set(references) - answered),
+            "several translations of one case": sorted(
+                s for s, p in predictions.items() if len(p) > 1
+            ),
+            "several references of one case": sorted(
+                s for s, p in references.items() if len(p) > 1
+            ),
+        }
+    )
+    if not answered:
+        raise InputError(
+            "no images to score", file=pred, expected=f"files named <case>{_SYNTHETIC}.nii.gz"
+        )
+    return [
+        CaseFiles(
+            stem,
+            references[stem][0],
+            None if stem in failed else predictions[stem][0],
+            records.get(stem, {}),
+        )
+        for stem in sorted(answered)
+    ]
+
+
+def holds_translations(pred_dir: str | Path) -> bool:
+    """Whether a folder of predictions says that images were made, not masks."""
+    folder = Path(pred_dir)
+    if not folder.is_dir():
+        return False
+    return any(record.get("synthetic") for record in _records(folder).values())
 
 
 def _folder(path: str | Path, what: str) -> Path:

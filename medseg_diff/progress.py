@@ -22,7 +22,7 @@ class TrainingBar:
         self.steps, self.label = steps, label
         self.bar: Bar | None = None
         self.task: Any = None
-        self.dice = "-"
+        self.score = "validation -"
         self.first: int | None = None
 
     def __enter__(self) -> TrainingBar:
@@ -49,10 +49,12 @@ class TrainingBar:
         """Show one step."""
         self.first = progress.step - 1 if self.first is None else self.first
         if "validation_dice" in values:
-            self.dice = f"{values['validation_dice']:.3f}"
+            self.score = f"Dice {values['validation_dice']:.3f}"
+        if "validation_mae" in values:
+            self.score = f"MAE {values['validation_mae']:.4g}"
         speed = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
         left = (self.steps - progress.step) / speed
-        shown = f"loss {values['loss']:.3f}  Dice {self.dice}  {speed:.2f} steps/s"
+        shown = f"loss {values['loss']:.3f}  {self.score}  {speed:.2f} steps/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=progress.step, values=shown)
         elif progress.step % max(1, self.steps // 10) == 0 or progress.step == self.steps:

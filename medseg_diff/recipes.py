@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from medseg_diff.errors import UsageError
+from medseg_diff.translators import TRANSLATORS
 
 Keys = dict[str, Any]
 
@@ -364,7 +365,7 @@ SIZED: dict[str, Callable[[], Keys]] = {
 
 def seed(name: str) -> Keys:
     """Keys of a recipe by name."""
-    known = RECIPES | SIZED
+    known = RECIPES | SIZED | TRANSLATORS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"

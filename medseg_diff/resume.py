@@ -41,6 +41,7 @@ class Progress:
     """Where a training stands."""
 
     step: int = 0
+    # Of a translation 1 - mean absolute error, in the state's units.
     best_dice: float = -1.0
     best_step: int = 0
     bad_cases: list[list[str]] = field(default_factory=list)
@@ -121,6 +122,7 @@ def identity(config: Config, cases: CaseList) -> dict[str, str]:
     flat = {f"config.{k}": json.dumps(v, sort_keys=True) for k, v in _leaves(keys)}
     listed = [
         [c.case, c.part, sorted(c.sha256.items()), sorted(c.channels.items()), list(c.references)]
+        + ([] if c.target is None else [c.target])
         for c in cases.cases
     ]
     flat["data"] = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]

@@ -114,7 +114,7 @@ def need_of(
         scan_voxels=math.prod(scan.image.shape[1:]),
         planes=len(scan.values),
         channels=codec.channels,
-        structures=codec.channels - (1 if codec.exclusive else 0),
+        structures=codec.structures,
         draws=draws,
         patch=patch,
         batch=settings.batch_size,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
 from torch import nn
 
 from medseg_diff import resume as resuming
@@ -308,17 +309,24 @@ def _count_bad(run: _Run, loss: float) -> None:
 
 
 def _validate(run: _Run, values: dict[str, float]) -> None:
-    """Sample masks with the averaged weights; keep the weights if Dice is the best so far."""
+    """Sample with the averaged weights; keep them if Dice, or the error, is the best so far."""
+    translates = task_of(run.config).target is not None
     with run.state.average.applied_to(run.model):
-        score = validation_dice(run.model, run.validation, run.config)
-        values["validation_dice"] = score
+        if translates:
+            error = validation_error(run.model, run.validation, run.config)
+            # Errors lie in [0, 2]: the best score starts below all of them.
+            score, name, shown = 1 - error, "validation_mae", in_units(error, run.config)
+        else:
+            score = shown = validation_dice(run.model, run.validation, run.config)
+            name = "validation_dice"
+        values[name] = shown
         known = not math.isnan(score)
         if not known or score >= run.progress.best_dice:
             run.progress.best_dice = score if known else -1.0
             run.progress.best_step = run.progress.step
             training = {
                 "steps": run.progress.step,
-                "validation_dice": score if known else None,
+                name: shown if known else None,
             }
             save_model(run.out, run.model, run.config, {**run.card, "training": training})
 
@@ -327,7 +335,38 @@ def validation_dice(
     model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
 ) -> float:
     """Mean Dice over cases and structures of one draw per case, on the model grid."""
-    wanted, scores = config.prediction, []
+    scores = []
+    for case, drawn in one_draw_each(model, cases, config):
+        labels = model.mask_codec.decode(torch.from_numpy(drawn)[None])[0, 0].numpy()
+        for members in task_of(config).structures.values():
+            truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
+            if truth.any() or found.any():
+                scores.append(dice(found, truth))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def validation_error(
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
+) -> float:
+    """Mean absolute error over cases of one draw per case, in the state's units, 0 to 2."""
+    errors = [
+        float(np.abs(2 * drawn - 1 - case["target"]).mean())
+        for case, drawn in one_draw_each(model, cases, config)
+    ]
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def in_units(error: float, config: Config) -> float:
+    """An error in the state's units in those of the target image."""
+    low, high = config.plan.target_range or (-1.0, 1.0)
+    return error * (high - low) / 2
+
+
+def one_draw_each(
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
+) -> Iterator[tuple[Preprocessed, NDArray[np.float32]]]:
+    """Each case with one draw of it, (K, *S) in [0, 1], on the model grid."""
+    wanted = config.prediction
     # Analytic variance is measured on the finished weights; ancestral is the same walk without.
     name = "ancestral" if wanted.sampler == "analytic" else wanted.sampler
     steps = wanted.validation_steps or wanted.steps
@@ -337,11 +376,5 @@ def validation_dice(
     for case in cases:
         request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
         image = network_input(case["image"], config.plan)
-        fused = infer([model], image, config.window, request)
-        labels = model.codec.decode(torch.from_numpy(fused.probability)[None])[0, 0].numpy()
-        for members in task_of(config).structures.values():
-            truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
-            if truth.any() or found.any():
-                scores.append(dice(found, truth))
+        yield case, infer([model], image, config.window, request).probability
     model.train(was_training)
-    return float(np.mean(scores)) if scores else float("nan")

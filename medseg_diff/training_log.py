@@ -19,7 +19,9 @@ from medseg_diff.model import SegmentationModel
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-COLUMNS = ("step", "loss", "validation_dice", "learning_rate", "seconds", "parts")
+COLUMNS = (
+    "step", "loss", "validation_dice", "validation_mae", "learning_rate", "seconds", "parts",
+)  # fmt: skip
 
 
 class TrainingLog:
@@ -70,6 +72,20 @@ class TrainingLog:
             self.board.close()
 
 
+def target_card(config: Config) -> dict[str, object]:
+    """What a translation makes: name, modality, planes, and the values its output can take."""
+    task, plan = config.task, config.plan
+    if task is None or plan.target_range is None:
+        raise ValueError("the configuration is not complete")
+    return {
+        "name": task.target,
+        "modality": task.target_modality or task.modality,
+        "planes": task.target_planes,
+        "range": list(plan.target_range),
+        "units": "those of the training targets; HU for CT",
+    }
+
+
 def model_card(config: Config, facts: DataFacts, model: SegmentationModel) -> dict[str, object]:
     """What a user must know before trusting the model; no path, no case, no patient."""
     task, plan = config.task, config.plan
@@ -84,6 +100,7 @@ def model_card(config: Config, facts: DataFacts, model: SegmentationModel) -> di
         "labels": task.labels,
         "regions": task.regions,
         "ignore_label": task.ignore_label,
+        "target": None if task.target is None else target_card(config),
         "spatial_dims": plan.spatial_dims,
         "orientation": plan.orientation,
         "spacing_mm": plan.spacing_mm,

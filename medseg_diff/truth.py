@@ -20,7 +20,7 @@ from medseg_diff.data.dataset import cached_cases
 from medseg_diff.data.fingerprint import task_of
 from medseg_diff.data.prepare import open_cases
 from medseg_diff.data.transforms import network_input
-from medseg_diff.errors import InputError
+from medseg_diff.errors import InputError, UsageError
 from medseg_diff.noise import CUBE, SLICE, NoiseField
 from medseg_diff.windows import Place, is_flat, pad_to, windows
 
@@ -61,7 +61,14 @@ def cases_of(run: LoadedRun, data: Path | None) -> CaseList:
 
     Raises:
         InputError: if its labels or regions are not the model's.
+        UsageError: if the model makes images.
     """
+    if run.config.task is not None and run.config.task.target is not None:
+        raise UsageError(
+            "this model makes images, and what is asked for is measured on masks",
+            file=run.folder,
+            field="--model",
+        )
     if data is None:
         return open_cases(run.config)
     alone = {"cases": str(data), "root": None, "fold": None, "limit": None}

@@ -13,15 +13,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "recipes", "config", "io", "pacs", "data", "networks", "codecs",
-    "diffusion", "model", "checkpoint", "noise", "fusion", "calibration", "temperature", "draws",
-    "windows", "ensemble", "morphology", "answer", "sanity", "scan", "inference", "guided",
-    "manifest", "cases", "one_case", "engines", "batch", "pairing",
-    "metrics", "statistics", "seeds", "plausibility", "risk",
+    "errors", "files", "memory", "translators", "recipes", "config", "io", "pacs", "data",
+    "networks", "codecs", "diffusion", "model", "checkpoint", "noise", "fusion",
+    "calibration", "temperature", "draws", "windows", "ensemble", "morphology", "answer",
+    "sanity", "scan", "inference", "translation", "guided", "manifest", "cases", "one_case",
+    "engines", "batch", "pairing", "metrics", "image_scores",
+    "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
-    "evaluation", "robustness", "truth", "calibrate", "variance", "likelihood", "reflow",
-    "training_log", "resume", "processes", "training", "adaptation",
-    "describe", "progress", "demo", "cli_adapt", "cli_measure", "cli_options", "cli_pacs", "cli",
+    "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
+    "likelihood", "reflow", "training_log", "resume", "processes", "training", "adaptation",
+    "describe", "progress", "demo", "cli_adapt", "cli_measure", "cli_options", "cli_pacs",
+    "cli_translate", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

@@ -52,7 +52,7 @@ class Constant(SegmentationModel):
     def trajectory(self, context, noise, sampling, fresh_noise=None):
         one = context.image[:, :1] if self.p is None else torch.full_like(noise[:, :1], self.p)
         p = torch.cat([1 - one, one], 1)
-        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 1, self.codec.probabilities_from_state)
+        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 0, self.codec.probabilities_from_state)
 
 
 def assert_same(a: Fused, b: Fused) -> None:

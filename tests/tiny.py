@@ -85,7 +85,9 @@ class Threshold(SegmentationModel):
         value = context.image[:, :1] + self.noise * noise[:, :1]
         level = torch.arange(self.codec.channels).reshape(1, -1, *[1] * (value.ndim - 2))
         p = (-self.sharpness * (value - level) ** 2).softmax(1)
-        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, 1, self.codec.probabilities_from_state)
+        # Like a plain U-Net, a model of one answer has given it in `context` already.
+        calls = int(self.stochastic)
+        yield Estimate(0, 0.0, 2 * p - 1, 2 * p - 1, calls, self.codec.probabilities_from_state)
 
 
 def threshold_predictor(config: Config, noise: float = 0.0) -> Predictor:

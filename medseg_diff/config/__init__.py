@@ -11,9 +11,9 @@ from medseg_diff.config.sections import (
     Normalisation,
     ObjectiveConfig,
     PlanConfig,
-    TaskConfig,
     TrainingConfig,
 )
+from medseg_diff.config.task import TaskConfig
 
 __all__ = [
     "Config",

@@ -53,6 +53,17 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
+    yield (
+        model.uses_source and (objective.min_snr_gamma is not None),
+        "objective.min_snr_gamma weighs signal against noise, which a path that ends in the source "
+        "image does not have: leave it out",
+    )
+    yield (
+        model.uses_source and objective.squared_error_of == "noise",
+        "objective.squared_error_of: noise needs a path that ends in noise: leave it out",
+    )
+    if config.task is not None:
+        yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
 
 def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
@@ -72,4 +83,72 @@ def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
         any(weight > 0 for weight in (*annotated, objective.variational_bound)),
         f"{key} learns the teacher's masks, and these losses read the annotator's: set "
         "objective.squared_error alone",
+    )
+
+
+def _beside_masks(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a task that segments cannot have."""
+    yield (
+        config.model.uses_source,
+        "this path ends in the source image, and masks have none: give the case list a target, or "
+        "set another model.path",
+    )
+    yield (
+        config.objective.absolute_error > 0,
+        "objective.absolute_error compares images: give the case list a target, or leave it out",
+    )
+
+
+def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a task that translates cannot have."""
+    yield (
+        config.training.augmentation != "standard",
+        "training.augmentation changes how images look, and a translation learns just that: leave "
+        "it standard",
+    )
+    model, objective, wanted, task = (
+        config.model, config.objective, config.prediction, config.task,
+    )  # fmt: skip
+    if task is None:
+        return
+    of_masks = (objective.dice, objective.cross_entropy, objective.focal, objective.anchor)
+    yield (
+        any(weight > 0 for weight in of_masks),
+        "objective: dice, cross_entropy, focal and anchor compare masks, and this case list has a "
+        "target image: use squared_error or absolute_error (recipe palette, bbdm or one_step)",
+    )
+    yield (
+        model.kind == "probabilistic_unet" or model.dropout > 0,
+        "a target image is made by model.kind: diffusion, or unet without dropout",
+    )
+    yield (
+        model.conditioner == "anchored" or model.latent is not None,
+        "an anchor and a latent are made of masks, and this case list has a target image: leave "
+        "them out",
+    )
+    yield (
+        config.training.reflow_from is not None,
+        "training.reflow_from pairs noise with masks, and this case list has a target image",
+    )
+    yield (
+        wanted.fuse != "mean" or wanted.settle is not None,
+        "prediction: images are fused by their mean, without settle",
+    )
+    yield (
+        wanted.cleanup != "none" or bool(wanted.shapes),
+        "prediction: cleanup and shapes are for masks",
+    )
+    yield (
+        wanted.sampler in ("anchor", "analytic"),
+        f"prediction.sampler '{wanted.sampler}' is for masks",
+    )
+    yield (
+        model.source is not None and model.source not in task.channels,
+        f"model.source '{model.source}' is no input channel: choose from "
+        f"{', '.join(task.channels)}",
+    )
+    yield (
+        model.uses_source and task.source_planes(model.source) != task.target_planes,
+        f"the source has {task.source_planes(model.source)} planes and the target "
+        f"{task.target_planes}: a path between them needs as many",
     )

@@ -15,15 +15,17 @@ from pydantic import Field, model_validator
 from medseg_diff.config.base import Section
 from medseg_diff.config.contradictions import contradictions
 from medseg_diff.config.prediction import PredictionConfig
+from medseg_diff.config.task import TaskConfig
 
 
 class Normalisation(Section):
     """How one channel's intensities become network input."""
 
-    kind: Literal["zscore_foreground", "ct", "zscore", "unit"] = Field(
+    kind: Literal["zscore_foreground", "ct", "zscore", "unit", "percentile", "range"] = Field(
         description="zscore_foreground: mean 0, sd 1 over voxels that are not background; "
         "ct: clip, then the training set's mean and sd; zscore: over the whole image; "
-        "unit: divide by scale"
+        "unit: divide by scale; percentile: the image's own percentiles 0.5 and 99.5 become -1 "
+        "and 1; range: the ends of clip do"
     )
     clip: tuple[float, float] | None = None
     mean: float = 0.0
@@ -47,33 +49,6 @@ class DataConfig(Section):
     )
 
 
-class TaskConfig(Section):
-    """What is segmented; copied from the case list."""
-
-    modality: Literal["MR", "CT", "RGB", "other"] = "other"
-    channels: tuple[str, ...] = Field(min_length=1)
-    labels: dict[str, int]
-    regions: dict[str, tuple[int, ...]] | None = None
-    ignore_label: int | None = None
-    input_channels: tuple[int, ...] | None = Field(
-        None, description="planes of each channel's file: 1, or 3 for RGB"
-    )
-
-    @property
-    def structures(self) -> dict[str, tuple[int, ...]]:
-        """Foreground structures by name, with the label values each holds."""
-        if self.regions is not None:
-            return dict(self.regions)
-        # The codec's channels go by label value, in whatever order a case list names them.
-        by_value = sorted(self.labels.items(), key=lambda item: item[1])
-        return {name: (value,) for name, value in by_value if value != 0}
-
-    @property
-    def image_planes(self) -> int:
-        """Channels of the network's image input."""
-        return sum(self.input_channels or [1] * len(self.channels))
-
-
 class PlanConfig(Section):
     """Geometry and intensity of the network's input; None is chosen by the fingerprint."""
 
@@ -82,6 +57,11 @@ class PlanConfig(Section):
     spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, ...] | None = Field(None, min_length=2, max_length=3)
     normalisation: tuple[Normalisation, ...] | None = None
+    target_range: tuple[float, float] | None = Field(
+        None,
+        description="values of a translation's target that become -1 and 1, in its own units; what "
+        "lies beyond is clipped",
+    )
     centre_crop: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
         min_length=2,
@@ -108,6 +88,9 @@ class ObjectiveConfig(Section):
     focal: float = Field(0.0, ge=0)
     squared_error: float = Field(
         0.0, ge=0, description="on the network's own target, or on probabilities for logits"
+    )
+    absolute_error: float = Field(
+        0.0, ge=0, description="translation: mean absolute error on the network's own target"
     )
     squared_error_of: Literal["output", "noise"] = Field(
         "output",
@@ -176,7 +159,9 @@ class ModelConfig(Section):
     conditioner_features: tuple[int, ...] | None = None
     concat_image: bool = True
     time_channels: int = Field(128, ge=4, multiple_of=4)
-    path: Literal["variance_preserving", "variance_exploding", "linear"] = "variance_preserving"
+    path: Literal["variance_preserving", "variance_exploding", "linear", "bridge"] = (
+        "variance_preserving"
+    )
     schedule: Literal["linear", "cosine", "sigmoid"] = Field(
         "linear", description="of the variance preserving path"
     )
@@ -187,9 +172,21 @@ class ModelConfig(Section):
     input_scale: float = Field(1.0, gt=0, le=1)
     sigma_min: float = Field(0.01, gt=0, description="of the variance exploding path")
     sigma_max: float = Field(50.0, gt=0)
-    output: Literal["clean", "noise", "velocity", "flow_velocity", "score", "correction"] = Field(
+    bridge_scale: float = Field(1.0, gt=0, description="of the bridge's variance, BBDM's s")
+    line_from: Literal["noise", "source"] = Field(
+        "noise", description="what the linear path starts from: noise, or the source image itself"
+    )
+    source: str | None = Field(
+        None,
+        description="translation: input channel in which a bridge, or a line from the source, "
+        "ends; None takes the first",
+    )
+    output: Literal[
+        "clean", "noise", "velocity", "flow_velocity", "score", "residual", "correction"
+    ] = Field(
         "clean",
-        description="clean and correction are logits; a correction is added to the anchor's",
+        description="of masks, clean and correction are logits; a correction is added to the "
+        "anchor's",
     )
     learned_variance: bool = Field(False, description="a second output, Improved DDPM's")
     self_conditioning: bool = Field(False, description="the last clean estimate is an input too")
@@ -255,6 +252,7 @@ class ModelConfig(Section):
     def _meanings_apart(self) -> Iterator[tuple[bool, str]]:
         """Outputs, paths and codecs that do not fit each other."""
         anchored = self.conditioner == "anchored"
+        yield from self._source_apart()
         yield (
             self.output == "correction" and not anchored,
             "output 'correction' corrects an anchor: set conditioner: anchored",
@@ -283,6 +281,36 @@ class ModelConfig(Section):
         yield (
             self.latent is not None and anchored,
             "an anchor is a mask and the latent is not: use conditioner pyramid or none",
+        )
+
+    @property
+    def uses_source(self) -> bool:
+        """Whether the path ends in the source image."""
+        return self.path == "bridge" or (self.path == "linear" and self.line_from == "source")
+
+    def _source_apart(self) -> Iterator[tuple[bool, str]]:
+        """What does not fit a path that ends in the source image."""
+        yield (
+            self.line_from == "source" and self.path != "linear",
+            "line_from: source belongs to path: linear",
+        )
+        allowed = ("clean", "residual") if self.path == "bridge" else ("clean", "flow_velocity")
+        yield (
+            self.uses_source and self.output not in allowed,
+            f"output '{self.output}' cannot give clean where the path ends in the source image: "
+            f"use {' or '.join(allowed)}",
+        )
+        yield (
+            self.output == "residual" and self.path != "bridge",
+            "output 'residual' is defined on path: bridge",
+        )
+        yield (
+            self.uses_source and self.condition_dropout > 0,
+            "condition_dropout hides the image, and this path ends in it",
+        )
+        yield (
+            self.uses_source and self.learned_variance,
+            "learned_variance is defined on paths that end in noise: leave it out",
         )
 
 

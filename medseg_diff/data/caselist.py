@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from medseg_diff.data.list_checks import check_leaks, check_targets, first_of
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text, file_sha256
 
@@ -74,7 +75,9 @@ class Case(BaseModel):
         site: Hospital, scanner or imaging domain, where known.
         part: ``"train"``, ``"validation"`` or ``"test"``.
         channels: Channel name -> image file, relative to the list's folder.
-        references: One mask per annotator; only test cases may have none.
+        references: One mask per annotator; only test cases may have none, and those of a list
+            that translates.
+        target: Image on the first channel's grid that a translation is to make.
         sha256: Digest per file, for any of the files above.
     """
 
@@ -86,16 +89,22 @@ class Case(BaseModel):
     part: Part
     channels: dict[Name, RelativePath]
     references: tuple[RelativePath, ...] = ()
+    target: RelativePath | None = None
     sha256: dict[RelativePath, Digest] = {}
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Images, then references, as written in the list."""
-        return (*self.channels.values(), *self.references)
+        """Images, references and the target, as written in the list."""
+        target = () if self.target is None else (self.target,)
+        return (*self.channels.values(), *self.references, *target)
 
 
 class CaseList(BaseModel):
     """The cases of one dataset and what their labels mean.
+
+    A list with a ``target`` (a name, "FLAIR" say) is for translation: every training and
+    validation case then has a target image. ``target_modality`` is that image's; None is the
+    channels' own.
 
     Build one with `load_caselist` or `build_caselist`: both refuse bad content with an
     `InputError`; calling the class itself raises pydantic's own ``ValidationError``.
@@ -107,7 +116,9 @@ class CaseList(BaseModel):
     licence: str
     modality: Literal["MR", "CT", "RGB", "other"]
     channels: tuple[Name, ...] = Field(min_length=1)
-    labels: dict[Name, StrictInt]
+    labels: dict[Name, StrictInt] = {}
+    target: Name | None = None
+    target_modality: Literal["MR", "CT", "RGB", "other"] | None = None
     regions: dict[Name, tuple[StrictInt, ...]] | None = None
     ignore_label: StrictInt | None = None
     cases: tuple[Case, ...] = Field(min_length=1)
@@ -118,7 +129,7 @@ class CaseList(BaseModel):
     def _check(self) -> CaseList:
         _check_labels(self)
         _check_cases(self)
-        _check_leaks(self)
+        check_leaks(self)
         return self
 
     @property
@@ -148,8 +159,14 @@ class CaseList(BaseModel):
         return [self._root / reference for reference in case.references]
 
     def paths(self, case: Case) -> list[Path]:
-        """Every file of a case: images in channel order, then references."""
-        return [*self.channel_paths(case).values(), *self.reference_paths(case)]
+        """Every file of a case: images in channel order, references, then the target."""
+        target = self.target_path(case)
+        rest = [] if target is None else [target]
+        return [*self.channel_paths(case).values(), *self.reference_paths(case), *rest]
+
+    def target_path(self, case: Case) -> Path | None:
+        """The image that a translation is to make, if the case has it."""
+        return None if case.target is None else self._root / case.target
 
     def with_cases(self, cases: Iterable[Case]) -> CaseList:
         """The same dataset with other cases (parts, hashes), checked anew."""
@@ -220,6 +237,10 @@ def save_caselist(caselist: CaseList, path: str | Path) -> None:
     Paths are written as they are: save into the list's own root, or load with ``root=``.
     """
     content = caselist.model_dump(mode="json")
+    if caselist.target is None:
+        # Lists of masks are written as they were before there were targets.
+        for part in (content, *content["cases"]):
+            part.pop("target"), part.pop("target_modality", None)
     atomic_text(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -230,7 +251,7 @@ def check_files(caselist: CaseList, *, file: str | Path | None = None) -> None:
         raise InputError(
             f"{len(missing)} missing files" if len(missing) > 1 else "missing file",
             file=file,
-            found=_first(missing),
+            found=first_of(missing),
             remedy="check the list's folder, or give the right one (root)",
         )
 
@@ -255,7 +276,7 @@ def verify_hashes(caselist: CaseList, *, file: str | Path | None = None) -> None
     unknown = [Path(name).name for case, name in files if name not in case.sha256]
     if unknown:
         raise InputError(
-            "no sha256 stored", file=file, field="sha256", found=_first(unknown),
+            "no sha256 stored", file=file, field="sha256", found=first_of(unknown),
             remedy="store hashes with hash_files",
         )  # fmt: skip
     changed = [
@@ -266,19 +287,14 @@ def verify_hashes(caselist: CaseList, *, file: str | Path | None = None) -> None
     if changed:
         raise InputError(
             "files differ from their stored sha256", file=file, field="sha256",
-            found=_first(changed), remedy="restore the files, or build the list again",
+            found=first_of(changed), remedy="restore the files, or build the list again",
         )  # fmt: skip
-
-
-def _first(names: Collection[str], count: int = 5) -> str:
-    """Up to ``count`` names, then how many more there are."""
-    shown = list(names)[:count]
-    rest = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def _check_labels(caselist: CaseList) -> None:
     values = sorted(caselist.labels.values())
+    if not values and caselist.target is not None and caselist.regions is None:
+        return
     if caselist.regions is None and values != list(range(len(values))):
         raise InputError(
             "label values are not contiguous from 0", field="labels", found=values,
@@ -311,8 +327,9 @@ def _check_cases(caselist: CaseList) -> None:
     no_image = [case.case for case in caselist.cases if not case.channels]
     if no_image:
         raise InputError("cases without an image", field="channels", found=", ".join(no_image))
+    check_targets(caselist)
     no_mask = [c.case for c in caselist.cases if c.part != "test" and not c.references]
-    if no_mask:
+    if no_mask and caselist.target is None:
         raise InputError(
             "training or validation cases without a reference mask", field="references",
             found=", ".join(no_mask), remedy="add their masks, or move them to part test",
@@ -329,34 +346,8 @@ def _check_cases(caselist: CaseList) -> None:
         if stray:
             raise InputError(
                 "sha256 of a file that the case does not use",
-                field=f"{case.case}.sha256", found=_first([Path(name).name for name in stray]),
+                field=f"{case.case}.sha256", found=first_of([Path(name).name for name in stray]),
             )  # fmt: skip
-
-
-def _check_leaks(caselist: CaseList) -> None:
-    """Refuse a patient or an image in two parts.
-
-    Only images count as files: two empty masks are the same bytes without being the same case.
-    """
-    patients: dict[str, set[str]] = defaultdict(set)
-    images: dict[str, dict[str, str]] = defaultdict(dict)
-    for case in caselist.cases:
-        patients[case.patient].add(case.part)
-        for name in case.channels.values():
-            for key in {name, case.sha256.get(name, name)}:
-                images[key].setdefault(case.part, case.case)
-    split = [name for name, parts in patients.items() if len(parts) > 1]
-    if split:
-        raise InputError(
-            "patients in more than one part", field="patient", found=_first(split),
-            remedy="split by patient (medseg_diff.data.splits)",
-        )  # fmt: skip
-    shared = {" = ".join(by_part.values()): None for by_part in images.values() if len(by_part) > 1}
-    if shared:
-        raise InputError(
-            "one image in more than one part", field="channels", found=_first(shared),
-            remedy="drop the copies, or give both cases one patient and split again",
-        )  # fmt: skip
 
 
 def _refusal(error: ValidationError, file: str | Path | None) -> InputError:

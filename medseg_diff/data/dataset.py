@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from medseg_diff.config import Config, PlanConfig, TaskConfig, TrainingConfig
 from medseg_diff.data.appearance import SyntheticContrastd, strong_appearance
+from medseg_diff.data.augmentation import augmentation
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
-from medseg_diff.data.transforms import augmentation, network_input
+from medseg_diff.data.transforms import network_input
 from medseg_diff.data.unreadable import BAD, Attempt, Skipped
 from medseg_diff.data.workers import Watch
 from medseg_diff.errors import InputError
@@ -53,6 +54,7 @@ def cached_cases(
             "case": case.case,
             "channels": cases.channel_paths(case),
             "references": cases.reference_paths(case),
+            "target": cases.target_path(case),
         }
         for case in part
     ]
@@ -66,7 +68,8 @@ def cached_cases(
         if BAD not in first:
             break
         skipped.note(first["case"], first[BAD])
-    size = sum(np.asarray(first[key]).nbytes for key in ("image", "label") if key in first)
+    held = [first.get(key) for key in ("image", "label", "target")]
+    size = sum(np.asarray(values).nbytes for values in held if values is not None)
     room = CACHE_SHARE * free_host_bytes() / max(size, 1)
     cached = CacheDataset(
         items,
@@ -120,11 +123,12 @@ class TrainingSet(Dataset[dict[str, Any]]):
         self.state_channels = state_channels
         self.watch = Watch(config.training.workers)
         # With all annotators an epoch visits every mask; otherwise every case.
-        every = config.data.annotators == "all"
+        self.translates = config.task is not None and config.task.target is not None
+        every = config.data.annotators == "all" and not self.translates
         counts = [len(c["references"]) for c in cases.data] if every else [1] * len(cases)
         self.masks = [(index, rater) for index, n in enumerate(counts) for rater in range(n)]
         training = config.training
-        self.augment = _augment(self.patch, training)
+        self.augment = _augment(self.patch, training, images=self.translates)
         # Room for rotation and scaling without reaching past the crop. The same on both sides: a
         # crop of other parity than the patch would be sampled between voxels, where the image
         # interpolates and the label rounds, and the two would part by half a voxel.
@@ -140,7 +144,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def sample_bytes(self) -> int:
         """Size of one sample as a worker hands it over."""
         planes = self.config.input_planes + self.state_channels
-        return math.prod(self.patch) * (4 * planes + 2)
+        truth = 4 * self.state_channels if self.translates else 2
+        return math.prod(self.patch) * (4 * planes + truth)
 
     def case_of(self, number: int) -> tuple[int, int]:
         """Case index and epoch of a sample number: each epoch is a seeded permutation."""
@@ -163,6 +168,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,).
 
+        The label of a translation is its target image, (K, *patch) float32 in [-1, 1].
+
         Where its case cannot be used, the next in the epoch's round that can takes its place, and
         ``bad`` maps the names of those passed over to the lines why. With none left ``bad`` is all
         there is.
@@ -184,12 +191,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
         # The first annotator's samples keep the randomness that a case of one mask has.
         which = [index, epoch] if rater == 0 else [index, epoch, rater]
         rng = np.random.default_rng([self.config.seed, 1, *which])
-        drawn = int(rng.integers(len(case["label"])))
-        if self.config.data.annotators == "random":
-            rater = drawn
+        truth = case["target"] if self.translates else self._mask(case["label"], rater, rng)
         centre = self._centre(case, rng)
         image = crop(case["image"], centre, self.crop_size)
-        label = crop(case["label"][rater : rater + 1], centre, self.crop_size)
+        label = crop(truth, centre, self.crop_size)
         if self.dims == 2:
             image, label = image[..., 0], label[..., 0]
         if self.augment is not None:
@@ -202,14 +207,24 @@ class TrainingSet(Dataset[dict[str, Any]]):
         start = [int(c) - n // 2 for c, n in zip(centre, self.patch, strict=False)]
         image = network_input(image, self.config.plan, start, case["image"].shape[1:])
         noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)
+        label = label if self.translates else label.round().astype(np.int16)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
-            "label": torch.from_numpy(np.ascontiguousarray(label.round().astype(np.int16))),
+            "label": torch.from_numpy(np.ascontiguousarray(label)),
             # In (0, 1]: at t = 0 there is nothing to denoise.
             "t": torch.tensor(1.0 - rng.random(), dtype=torch.float64),
             "noise": torch.from_numpy(noise),
             "coins": torch.from_numpy(rng.random(2)),
         }
+
+    def _mask(
+        self, label: NDArray[np.int16], rater: int, rng: np.random.Generator
+    ) -> NDArray[np.int16]:
+        """One annotator's mask (1, *S) of all (R, *S): the given one, or one drawn at random."""
+        drawn = int(rng.integers(len(label)))
+        if self.config.data.annotators == "random":
+            rater = drawn
+        return label[rater : rater + 1]
 
     def _centre(self, case: dict[str, Any], rng: np.random.Generator) -> NDArray[np.int64]:
         """Centre voxel of the crop: on a structure, or anywhere the patch fits."""
@@ -307,11 +322,11 @@ def batches(
         yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
 
 
-def _augment(patch: Sequence[int], training: TrainingConfig) -> Compose | None:
+def _augment(patch: Sequence[int], training: TrainingConfig, *, images: bool) -> Compose | None:
     """What a training asks for: nothing, moves and mild changes of intensity, or more."""
     if not training.augment:
         return None
-    standard = augmentation(patch, training.mirror_axes)
+    standard = augmentation(patch, training.mirror_axes, images=images)
     if training.augmentation == "strong":
         return Compose([standard, *strong_appearance(patch)])
     if training.augmentation == "synthetic":

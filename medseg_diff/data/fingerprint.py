@@ -36,6 +36,8 @@ MAPS_PER_LEVEL = 22
 # The same without gradients, while a mask is drawn.
 DRAWING_MAPS_PER_LEVEL = 8
 LARGEST_BATCH = 16
+# Wider than the usual 0.5 and 99.5: what is bright and rare in a target may be the lesion.
+TARGET_PERCENTILES = (0.05, 99.95)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,11 @@ class Fingerprint:
         spacings_mm: (N, 3).
         planes: Planes of each channel's file.
         foreground: For each image plane, percentile 0.5, percentile 99.5, mean and sd of the
-            intensities inside the labelled structures, (C, 4).
+            intensities inside the labelled structures (of a translation, everywhere), (C, 4).
         raster: True where the images are 2-D files.
+        target_planes: Planes of a translation's target.
+        target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; None
+            for a task of masks.
     """
 
     shapes: NDArray[np.int64]
@@ -56,10 +61,12 @@ class Fingerprint:
     planes: tuple[int, ...]
     foreground: NDArray[np.float64]
     raster: bool
+    target_planes: int = 1
+    target_range: tuple[float, float] | None = None
 
 
 def task_of(cases: CaseList) -> TaskConfig:
-    """What a case list asks to segment."""
+    """What a case list asks to segment, or into what to translate."""
     return TaskConfig(
         modality=cases.modality,
         channels=tuple(cases.channels),
@@ -68,12 +75,26 @@ def task_of(cases: CaseList) -> TaskConfig:
         if cases.regions is None
         else {name: tuple(values) for name, values in cases.regions.items()},
         ignore_label=cases.ignore_label,
+        target=cases.target,
+        target_modality=cases.target_modality,
     )
 
 
 def planes_of(channels: Mapping[str, Path]) -> tuple[int, ...]:
     """Planes in each channel's file: 1, or 3 for RGB."""
     return tuple(len(io.read_image(path)) for path in channels.values())
+
+
+def _with_target_planes(task: TaskConfig, cases: CaseList, part: Sequence[Case]) -> TaskConfig:
+    """The task with the planes of the first target image that can be read."""
+    if task.target is None:
+        return task
+    for path in filter(None, map(cases.target_path, part)):
+        try:
+            return task.model_copy(update={"target_planes": len(io.read_image(path))})
+        except InputError:
+            continue
+    raise InputError("no target image can be read", field="cases")
 
 
 def _first_planes(cases: CaseList, part: Sequence[Case], skipped: Skipped) -> tuple[int, ...]:
@@ -103,15 +124,17 @@ def fingerprint(
     skipped = skipped or Skipped()
     planes = _first_planes(cases, part, skipped)
     task = task.model_copy(update={"input_channels": planes})
+    task = _with_target_planes(task, cases, part)
     load = LoadCase(task)
     turn = Orientation(axcodes=orientation, labels=AXIS_LABELS)
-    shapes, spacings, inside = [], [], []
+    shapes, spacings, inside, ends = [], [], [], []
     chosen = part[:: max(1, len(part) // MOST_CASES)][:MOST_CASES]
     raster = False
     for case in chosen:
         channels, references = cases.channel_paths(case), cases.reference_paths(case)
         try:
-            item = load({"channels": channels, "references": references})
+            target = cases.target_path(case)
+            item = load({"channels": channels, "references": references, "target": target})
         except InputError as error:
             skipped.note(case.case, str(error))
             continue
@@ -120,7 +143,9 @@ def fingerprint(
         shapes.append(image.shape[1:])
         spacings.append(spacing_of(image))
         values = np.asarray(item["image"])
-        labelled = np.asarray(item["label"][0]) > 0
+        if "target" in item and item["target"] is not None:
+            ends.append(np.percentile(np.asarray(item["target"]), TARGET_PERCENTILES))
+        labelled = np.asarray(item["label"][0]) > 0 if "label" in item else np.zeros(1, bool)
         sample = values[:, labelled] if labelled.any() else values.reshape(len(values), -1)
         inside.append(sample[:, :: max(1, sample.shape[1] // 10_000)])
     pooled = np.concatenate(inside, axis=1)
@@ -131,7 +156,24 @@ def fingerprint(
         planes,
         np.stack([low, high, pooled.mean(1), pooled.std(1)], axis=1),
         raster,
+        task.target_planes,
+        _range_of(ends) if task.target is not None else None,
     )
+
+
+def _range_of(ends: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """The lowest and the highest of the targets' percentiles.
+
+    Raises:
+        InputError: if the targets hold one value throughout.
+    """
+    low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+    if high <= low:
+        raise InputError(
+            "the target images hold one value throughout", field="target", found=low,
+            expected="images with contrast",
+        )  # fmt: skip
+    return low, high
 
 
 def complete_plan(
@@ -175,6 +217,7 @@ def complete_plan(
             "spacing_mm": spacing,
             "patch_size": tuple(int(n) for n in patch),
             "normalisation": plan.normalisation or normalisation_for(task, found),
+            "target_range": plan.target_range or found.target_range,
             "batch_size": batch,
         }
     )
@@ -190,7 +233,17 @@ def free_memory_gb() -> float:
 def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisation, ...]:
     """MR: z-score inside the foreground. CT: clip to labelled percentiles, then z-score. RGB:
     z-score per plane. Other: z-score over the image.
+
+    Where images are translated, source and target share units in about [-1, 1]: CT by labelled
+    (there: all) percentiles, all else by the image's own.
     """
+    if task.target is not None:
+        if task.modality == "CT":
+            return tuple(
+                Normalisation(kind="range", clip=(low, max(high, low + 1e-6)))
+                for low, high, *_ in found.foreground.tolist()
+            )
+        return tuple(Normalisation(kind="percentile") for _ in range(sum(found.planes)))
     if task.modality == "CT":
         return tuple(
             Normalisation(kind="ct", clip=(low, high), mean=mean, sd=max(sd, 1e-6))

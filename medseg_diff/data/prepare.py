@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medseg_diff.config import Config
+from medseg_diff.config.contradictions import contradictions
 from medseg_diff.data.caselist import CaseList, load_caselist
 from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.data.splits import kfold
 from medseg_diff.data.unreadable import Skipped
-from medseg_diff.errors import InputError
+from medseg_diff.errors import InputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,21 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         )
     task = config.task or task_of(cases)
     plan = config.plan
-    complete = task.input_channels and all(
-        v is not None
-        for v in (plan.spatial_dims, plan.spacing_mm, plan.patch_size, plan.normalisation)
-    )
+    needed = ["spatial_dims", "spacing_mm", "patch_size", "normalisation"]
+    needed += ["target_range"] if task.target is not None else []
+    complete = task.input_channels and all(getattr(plan, key) is not None for key in needed)
     if not complete or plan.batch_size is None:
         # Validation cases count too: the folds of a cross-validation then share one plan, and
         # their models form one ensemble.
         known = sorted(train + cases.part("validation"), key=lambda case: case.case)
         found = fingerprint(cases, known, task, plan.orientation, skipped)
-        task = task.model_copy(update={"input_channels": found.planes})
+        planes = {"input_channels": found.planes, "target_planes": found.target_planes}
+        task = task.model_copy(update=planes)
         plan = complete_plan(plan, task, config.model, found)
     facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))
-    return config.model_copy(update={"task": task, "plan": plan}), cases, facts
+    whole = config.model_copy(update={"task": task, "plan": plan})
+    # The YAML was checked without its task, which the case list brings.
+    for broken, message in contradictions(whole):
+        if broken:
+            raise UsageError(message, file=config.data.cases, field="target")
+    return whole, cases, facts

@@ -17,7 +17,7 @@ class Batch:
 
     Attributes:
         image: (B, C, *S), normalised.
-        labels: (B, 1, *S), integer.
+        labels: (B, 1, *S), integer; of a translation the normalised target image, (B, K, *S).
         t: Uniform numbers (B,) in (0, 1]; a time law makes times of them.
         noise: Standard normal (B, K, *S).
         coins: Uniform numbers (B, 2) in [0, 1) for what happens to a share of the samples.

@@ -23,15 +23,6 @@ from monai.transforms import (
     InvertibleTransform,
     MapTransform,
     Orientation,
-    Rand2DElasticd,
-    Rand3DElasticd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandSimulateLowResolutiond,
 )
 from numpy.typing import NDArray
 
@@ -41,6 +32,8 @@ from medseg_diff.errors import InputError
 
 # Coordinates kept per structure and case, to centre crops on; enough to cover any organ.
 FOREGROUND_VOXELS = 2000
+# Of an image, in normalisation by percentile: air, and the brightest tissue but not one hot vessel.
+PERCENTILES = (0.5, 99.5)
 
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 
@@ -213,6 +206,11 @@ def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDAr
         return (values / spec.scale).astype(np.float32)
     if spec.kind == "ct":
         return ((values - spec.mean) / spec.sd).astype(np.float32)
+    if spec.kind in ("percentile", "range"):
+        ends = spec.clip if spec.kind == "range" else np.percentile(values, PERCENTILES)
+        if ends is None:
+            raise ValueError("a normalisation of kind range needs clip: the ends of the range")
+        return to_range(values, (float(ends[0]), float(ends[1])))
     counted = values[values != 0] if spec.kind == "zscore_foreground" else values.ravel()
     sd = counted.std() if counted.size else 0.0
     # A scan whose spread is rounding noise carries no contrast to normalise.
@@ -221,11 +219,20 @@ def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDAr
     return ((values - counted.mean()) / sd).astype(np.float32)
 
 
-class LoadCase(MapTransform):
-    """Read one case: its channels on one grid, and its reference masks if it has any.
+def to_range(values: NDArray[Any], ends: tuple[float, float]) -> NDArray[np.float32]:
+    """Values with ``ends`` brought to -1 and 1, any shape; zeros where the ends do not differ."""
+    low, high = ends
+    if high - low <= 1e-6 * max(1.0, abs(low)):
+        return np.zeros(values.shape, np.float32)
+    return ((values.astype(np.float64) - low) / (high - low) * 2 - 1).astype(np.float32)
 
-    Input keys ``channels`` (name -> path) and ``references`` (list of paths); output keys
-    ``image`` (C, *S) float32 and ``label`` (R, *S) int16, both as read.
+
+class LoadCase(MapTransform):
+    """Read one case: its channels on one grid, and its reference masks or target if it has any.
+
+    Input keys ``channels`` (name -> path), ``references`` (list of paths) and, of a task that
+    translates, ``target`` (path); output keys ``image`` (C, *S) float32, ``label`` (R, *S) int16
+    and ``target`` (K, *S) float32, all as read.
     """
 
     def __init__(self, task: TaskConfig, options: io.ReadOptions | None = None) -> None:
@@ -240,6 +247,12 @@ class LoadCase(MapTransform):
         """Read the files that ``data`` names."""
         result = dict(data)
         result["image"] = load_image(data["channels"], self.task, self.options)
+        if self.task.target is not None:
+            if data.get("target") is not None:
+                result["target"] = load_target(
+                    data["target"], self.task, result["image"], self.options
+                )
+            return result
         references = [
             io.read_label(path, allowed=self.allowed, like=result["image"], options=self.options)
             for path in data.get("references", ())
@@ -276,11 +289,30 @@ def load_image(
     return image
 
 
+def load_target(
+    path: Path, task: TaskConfig, image: MetaTensor, options: io.ReadOptions
+) -> MetaTensor:
+    """Target image of a case, (K, *S) float32 in its own units, on the grid of its channels."""
+    target = io.read_image(path, options)
+    io.require_same_grid(target, image)
+    if len(target) != task.target_planes:
+        raise InputError(
+            "wrong number of planes in the target image",
+            file=path,
+            found=len(target),
+            expected=task.target_planes,
+            remedy="convert it, so that all targets are alike",
+        )
+    return target
+
+
 class Preprocess(MapTransform):
     """Read case -> normalised arrays on the model grid, with voxels to centre crops on.
 
     Output keys: ``image`` (C, *S) float32, ``label`` (R, *S) int16, ``foreground`` a list with
-    one (N, 3) coordinate array per structure that is present.
+    one (N, 3) coordinate array per structure that is present. Of a translation ``target``
+    (K, *S) float32 in [-1, 1] stands for ``label``, and ``foreground`` is what in it is brighter
+    than its mean: crops centred there are not all air.
     """
 
     def __init__(self, task: TaskConfig, plan: PlanConfig) -> None:
@@ -293,6 +325,14 @@ class Preprocess(MapTransform):
         image = np.asarray(self.place_image(data["image"]), dtype=np.float32)
         result = {k: v for k, v in data.items() if k not in ("channels", "references")}
         result["image"] = normalise(image, self.plan.normalisation or ())
+        if self.task.target is not None and "target" in data:
+            if self.plan.target_range is None:
+                raise ValueError("the plan is not complete: it has no target_range")
+            placed = np.asarray(self.place_image(data["target"]), dtype=np.float32)
+            target = to_range(placed, self.plan.target_range).clip(-1, 1)
+            result["target"] = target
+            bright = np.argwhere(target[0] > target[0].mean())
+            result["foreground"] = [_some(bright)] if len(bright) else []
         if "label" in data:
             label = np.asarray(self.place_label(data["label"]), dtype=np.int16)
             result["label"] = label
@@ -306,47 +346,10 @@ def foreground_voxels(label: NDArray[np.int16], task: TaskConfig) -> list[NDArra
     for values in task.structures.values():
         voxels = np.argwhere(np.isin(label, values).any(0))
         if len(voxels):
-            found.append(voxels[:: max(1, len(voxels) // FOREGROUND_VOXELS)][:FOREGROUND_VOXELS])
+            found.append(_some(voxels))
     return found
 
 
-def augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int] = ()) -> Compose:
-    """nnU-Net-like random changes of ``image`` (C, *S) and ``label`` (1, *S), cut to the patch.
-
-    Rotation, scaling, elastic deformation, noise, blur, gain, gamma, contrast, low resolution and
-    mirroring, at about nnU-Net's rates. Intensity changes never reach the label; labels move by
-    nearest neighbour.
-    """
-    dims = len(patch_size)
-    both = ("image", "label")
-    moves: dict[str, Any] = {
-        "keys": both,
-        "mode": ("bilinear", "nearest"),
-        "padding_mode": "border",
-        "spatial_size": tuple(patch_size),
-    }
-    # Anisotropic patches tolerate little rotation out of the plane of their long axes.
-    angle = np.pi / 9 if min(patch_size) * 2 > max(patch_size) else np.pi / 18
-    rotation = [angle] * (3 if dims == 3 else 1)
-    elastic = Rand3DElasticd if dims == 3 else Rand2DElasticd
-    bend: dict[str, Any] = (
-        {"sigma_range": (5, 8), "magnitude_range": (40, 120)}
-        if dims == 3
-        else {"spacing": (24, 24), "magnitude_range": (1, 4)}
-    )
-    steps: list[Any] = [
-        RandAffined(prob=0.35, rotate_range=rotation, scale_range=[0.15] * dims, **moves),
-        elastic(prob=0.1, **bend, **moves),
-        RandGaussianNoised("image", prob=0.1, std=0.1),
-        RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{a}": (0.3, 0.8) for a in "xyz"[:dims]}),
-        RandScaleIntensityd("image", prob=0.15, factors=0.25),
-        RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        RandSimulateLowResolutiond(
-            "image",
-            prob=0.1,
-            zoom_range=(0.5, 1.0),
-            upsample_mode="trilinear" if dims == 3 else "bilinear",
-        ),
-    ]
-    steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes]
-    return Compose(steps)
+def _some(voxels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Up to 2000 of (N, 3) coordinates, evenly chosen."""
+    return voxels[:: max(1, len(voxels) // FOREGROUND_VOXELS)][:FOREGROUND_VOXELS]

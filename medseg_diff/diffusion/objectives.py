@@ -126,6 +126,13 @@ def squared_error(
     return masked_mean(torch.square(output - target), weight, samples)
 
 
+def absolute_error(
+    output: Tensor, target: Tensor, weight: Tensor | None = None, samples: Tensor | None = None
+) -> Tensor:
+    """Mean absolute error, (B, C, *S), its samples weighted by ``samples`` (B,)."""
+    return masked_mean((output - target).abs(), weight, samples)
+
+
 def snr_weight(path: Path, t: Tensor, kind: Parameterisation, gamma: float = 5.0) -> Tensor:
     """Min-SNR-gamma weights of squared errors, (B,), float64 (Hang et al. 2023).
 

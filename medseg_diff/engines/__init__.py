@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from medseg_diff.errors import UsageError
 from medseg_diff.inference import Predictor, load
 from medseg_diff.one_case import Claim, Outcome, predict_one
+from medseg_diff.translation import load_translator
 
 ENGINES = ("local", "ray")
 
@@ -64,15 +65,19 @@ class ModelSource:
         device: As for :func:`medseg_diff.load`.
         guide: Run folder of a U-Net that the draws lean towards.
         guide_scale: How strongly.
+        translates: Whether the models make images.
     """
 
     models: tuple[str, ...]
     device: str = "auto"
     guide: str | None = None
     guide_scale: float = 1.0
+    translates: bool = False
 
     def load(self, device: str | None = None) -> Predictor:
         """The predictor, on the source's device or another."""
+        if self.translates:
+            return load_translator(self.models, device or self.device)
         predictor = load(self.models, device or self.device)
         if self.guide is None:
             return predictor
@@ -84,7 +89,7 @@ class ModelSource:
         """The same with folders named from the root, for processes that stand elsewhere."""
         models = tuple(str(Path(m).absolute()) if Path(m).exists() else m for m in self.models)
         guide = None if self.guide is None else str(Path(self.guide).absolute())
-        return ModelSource(models, self.device, guide, self.guide_scale)
+        return ModelSource(models, self.device, guide, self.guide_scale, self.translates)
 
 
 def engine_by_name(

@@ -29,11 +29,19 @@ from medseg_diff.io.images import (
     write_map,
 )
 from medseg_diff.io.monai_io import NiftiReader, NiftiWriter, RasterReader, RasterWriter
-from medseg_diff.io.names import SUFFIXES, case_stem, is_image_name, output_names, safe_stem
+from medseg_diff.io.names import (
+    DERIVED,
+    SUFFIXES,
+    case_stem,
+    is_image_name,
+    output_names,
+    safe_stem,
+)
 from medseg_diff.io.options import ReadOptions
 from medseg_diff.io.segment_codes import StructureCode, structure_codes
 
 __all__ = [
+    "DERIVED",
     "SUFFIXES",
     "Algorithm",
     "NiftiReader",

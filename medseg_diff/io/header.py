@@ -267,7 +267,9 @@ def _scaling(slope: float, intercept: float, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def build_header(grid: NiftiGrid, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+def build_header(
+    grid: NiftiGrid, shape: tuple[int, ...], dtype: np.dtype[Any], description: str = ""
+) -> bytes:
     """A fresh little-endian header on ``grid``, up to the byte where the voxels start.
 
     Every field not named here is empty: descriptions, file names, intents and extensions of the
@@ -277,11 +279,13 @@ def build_header(grid: NiftiGrid, shape: tuple[int, ...], dtype: np.dtype[Any]) 
         grid: Geometry to give back.
         shape: Lengths of all axes of the data to be written.
         dtype: Type of the data to be written.
+        description: What the file is, in at most 79 ASCII characters (``descrip``).
     """
     kind = nib.Nifti1Header if grid.version == 1 else nib.Nifti2Header
     header = kind(endianness="<")
     raw = header.structarr
     header.set_data_dtype(dtype)
+    raw["descrip"] = description.encode("ascii")
     raw["dim"] = [len(shape), *shape, *[1] * (7 - len(shape))]
     raw["pixdim"] = [*grid.pixdim[:4], *[1.0 if len(shape) > 3 else 0.0] * 4]
     for row, name in enumerate(("srow_x", "srow_y", "srow_z")):

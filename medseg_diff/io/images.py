@@ -143,8 +143,12 @@ def write_label(path: str | Path, labels: ArrayLike, like: MetaTensor, *, n_clas
         nifti.write_nifti(path, values, NiftiGrid.from_meta(like.meta["header"]))
 
 
-def write_map(path: str | Path, values: ArrayLike, like: MetaTensor) -> None:
+def write_map(
+    path: str | Path, values: ArrayLike, like: MetaTensor, *, description: str = ""
+) -> None:
     """Write maps (K, *S) as float32 on the file grid of ``like``: NIfTI, or TIFF pages.
+
+    The description (ASCII, at most 79 characters) stands in the file's header.
 
     Raises:
         InputError: if the file cannot be written.
@@ -152,9 +156,9 @@ def write_map(path: str | Path, values: ArrayLike, like: MetaTensor) -> None:
     """
     maps = _array(values, like).astype(np.float32, copy=False)
     if like.meta["kind"] == "raster":
-        raster.write_tiff(path, maps)
+        raster.write_tiff(path, maps, description)
     else:
-        nifti.write_nifti(path, maps, NiftiGrid.from_meta(like.meta["header"]))
+        nifti.write_nifti(path, maps, NiftiGrid.from_meta(like.meta["header"]), description)
 
 
 def write_draws(path: str | Path, draws: ArrayLike, like: MetaTensor, *, n_classes: int) -> None:

@@ -11,7 +11,7 @@ from medseg_diff.errors import InputError
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 # Names of DICOM files and archives, which are told by their content but may end in these.
 _BARE = (".zip", ".dcm", ".dicom")
-DERIVED = ("", "_prob", "_doubt", "_draws")
+DERIVED = ("", "_prob", "_doubt", "_draws", "_SYNTHETIC", "_SYNTHETIC_spread")
 """What predictions append to a case's stem."""
 
 # Windows keeps these names for devices, with any extension.

@@ -88,7 +88,9 @@ def _choose_volume(header: NiftiHeader, options: ReadOptions, path: Path) -> int
     )
 
 
-def write_nifti(path: str | Path, values: NDArray[Any], grid: NiftiGrid) -> None:
+def write_nifti(
+    path: str | Path, values: NDArray[Any], grid: NiftiGrid, description: str = ""
+) -> None:
     """Write ``values`` (K, X, Y, Z) on ``grid``, atomically and always to the same bytes.
 
     One volume keeps the grid's own number of axes; several become a 4-D file. The type on disk
@@ -98,6 +100,7 @@ def write_nifti(path: str | Path, values: NDArray[Any], grid: NiftiGrid) -> None
         path: ``.nii`` or ``.nii.gz``.
         values: One of NIfTI's integer or float types.
         grid: Geometry that comes back exactly as it was read.
+        description: See :func:`medseg_diff.io.header.build_header`.
 
     Raises:
         InputError: if the file cannot be written or has another suffix.
@@ -110,7 +113,7 @@ def write_nifti(path: str | Path, values: NDArray[Any], grid: NiftiGrid) -> None
     if not name.endswith((".nii", ".nii.gz")):
         raise InputError("not a name for NIfTI", file=path, expected=".nii.gz or .nii")
     shape = grid.shape if len(values) == 1 else (*grid.shape3, len(values))
-    head = build_header(grid, shape, values.dtype)
+    head = build_header(grid, shape, values.dtype, description)
     little = values.dtype.newbyteorder("<")
     with atomic_file(path) as stream:
         if not name.endswith(".gz"):

@@ -297,8 +297,10 @@ def write_png(path: str | Path, pixels: Pixels) -> None:
         Image.fromarray(np.ascontiguousarray(flat)).save(stream, format="PNG")
 
 
-def write_tiff(path: str | Path, values: Pixels) -> None:
+def write_tiff(path: str | Path, values: Pixels, description: str = "") -> None:
     """Write (P, H, W) as pages of a TIFF, atomically: uint8 and uint16 as they are, else float32.
+
+    A description becomes the tag ImageDescription.
 
     Raises:
         InputError: if the file cannot be written or has another suffix.
@@ -311,5 +313,5 @@ def write_tiff(path: str | Path, values: Pixels) -> None:
     with atomic_file(path) as stream:
         tifffile.imwrite(
             stream, data[0] if len(data) == 1 else data, photometric="minisblack",
-            compression="zlib", metadata=None,
+            compression="zlib", metadata=None, description=description or None,
         )  # fmt: skip

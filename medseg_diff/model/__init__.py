@@ -1,7 +1,8 @@
 """The model: the only part that sees networks and diffusion together.
 
 ``loss(batch)`` trains it, ``context(image)`` encodes a window once, ``trajectory(context, ...)``
-draws masks from it. The baselines (U-Net, MC dropout, Probabilistic U-Net) answer the same calls.
+draws masks, or translated images, from it. The baselines (U-Net, MC dropout, Probabilistic U-Net,
+and a translation's one-step regression) answer the same calls.
 """
 
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
@@ -12,6 +13,7 @@ from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
+from medseg_diff.model.regression import RegressionModel
 
 __all__ = [
     "DiffusionModel",
@@ -20,6 +22,7 @@ __all__ = [
     "LatentModel",
     "Loss",
     "ProbabilisticUNetModel",
+    "RegressionModel",
     "Sampling",
     "SegmentationModel",
     "UNetModel",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medseg_diff.codecs import OneHotCodec
+from medseg_diff.codecs import Codec, OneHotCodec
 from medseg_diff.config import ObjectiveConfig, PredictionConfig
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion import objectives
@@ -89,9 +89,9 @@ class Estimate:
 
 
 class SegmentationModel(nn.Module, ABC):
-    """What training and inference ask of any model."""
+    """What training and inference ask of any model, of masks or (a translation's) of images."""
 
-    codec: OneHotCodec
+    codec: Codec
     stochastic: bool
     # Measured after training (`medseg-diff estimate-variance`); no part of the weights.
     error_table: ErrorTable | None = None
@@ -101,6 +101,17 @@ class SegmentationModel(nn.Module, ABC):
     # How many standard normals make a draw that all windows of a case share; None asks for noise
     # at every voxel.
     draw_normals: int | None = None
+
+    @property
+    def mask_codec(self) -> OneHotCodec:
+        """The codec of a model of masks.
+
+        Raises:
+            TypeError: if it makes images.
+        """
+        if not isinstance(self.codec, OneHotCodec):
+            raise TypeError("this model makes images, not masks")
+        return self.codec
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
@@ -213,6 +224,18 @@ def mask_losses(
     if objective.squared_error > 0 and squared:
         error = objectives.squared_error(probabilities, truth, weight, samples)
         parts["squared_error"] = objective.squared_error * error
+    return parts
+
+
+def image_losses(output: Tensor, target: Tensor, objective: ObjectiveConfig) -> dict[str, Tensor]:
+    """Weighted errors of an image or of a network's own target, all (B, K, *S)."""
+    parts: dict[str, Tensor] = {}
+    if objective.squared_error > 0:
+        error = objectives.squared_error(output, target)
+        parts["squared_error"] = objective.squared_error * error
+    if objective.absolute_error > 0:
+        error = objectives.absolute_error(output, target)
+        parts["absolute_error"] = objective.absolute_error * error
     return parts
 
 

@@ -18,6 +18,7 @@ from medseg_diff.networks.unet import UNet
 class UNetModel(SegmentationModel):
     """Baseline: one forward pass, one answer, however many draws are asked."""
 
+    codec: OneHotCodec
     stochastic = False
 
     def __init__(self, network: UNet, codec: OneHotCodec, objective: ObjectiveConfig) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from medseg_diff.codecs import OneHotCodec
+from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
 from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
 from medseg_diff.diffusion.paths import (
     BetaTable,
+    BrownianBridge,
     Linear,
     Path,
     VarianceExploding,
@@ -20,6 +21,7 @@ from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
+from medseg_diff.model.regression import RegressionModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.dropout import ChannelDropout
@@ -52,18 +54,25 @@ def build_model(config: Config) -> SegmentationModel:
         config.objective,
     )
     if model.latent is None:
-        return DiffusionModel(*parts)
+        return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent
     autoencoder = MaskAutoencoder(
         dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
     )
-    return LatentModel(autoencoder, *parts)
+    if not isinstance(codec, OneHotCodec):
+        raise ValueError("a latent model makes masks")
+    return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
 
 
 def build_baseline(
-    dims: int, planes: int, codec: OneHotCodec, model: ModelConfig, objective: ObjectiveConfig
+    dims: int, planes: int, codec: Codec, model: ModelConfig, objective: ObjectiveConfig
 ) -> SegmentationModel:
-    """A model that diffuses nothing: U-Net, MC dropout, Probabilistic U-Net."""
+    """A model that diffuses nothing: U-Net, MC dropout, Probabilistic U-Net, regression."""
+    if not isinstance(codec, OneHotCodec):
+        if not isinstance(codec, ImageCodec) or model.kind != "unet":
+            raise ValueError(f"model.kind '{model.kind}' makes masks")
+        network = UNet(dims, planes, codec.channels, model.features)
+        return RegressionModel(network, codec, objective)
     if model.kind == "probabilistic_unet":
         widths, size = model.conditioner_features or model.features, model.latent_size
         return ProbabilisticUNetModel(
@@ -82,8 +91,10 @@ def build_baseline(
     return DropoutUNetModel(network, dropout, codec, objective)
 
 
-def build_codec(task: TaskConfig) -> OneHotCodec:
-    """Codec of a task: classes with a background channel, or overlapping regions."""
+def build_codec(task: TaskConfig) -> Codec:
+    """Codec of a task: a target image, classes with a background channel, or regions."""
+    if task.target is not None:
+        return ImageCodec(task.target_planes)
     if task.regions is not None:
         return OneHotCodec(tuple(task.regions.values()), False, task.ignore_label)
     values = tuple((value,) for value in sorted(task.labels.values()))
@@ -94,8 +105,10 @@ def build_path(model: ModelConfig) -> Path:
     """The noising process."""
     if model.path == "variance_exploding":
         return VarianceExploding(model.sigma_min, model.sigma_max)
+    if model.path == "bridge":
+        return BrownianBridge(model.bridge_scale)
     if model.path == "linear":
-        return Linear()
+        return Linear(source_as_noise=model.line_from == "source")
     if model.betas is not None:
         return BetaTable(model.betas, model.input_scale)
     return VariancePreserving(model.schedule, model.input_scale, model.zero_terminal_snr)

@@ -1,6 +1,7 @@
-"""A denoiser of masks, conditioned on an image's context.
+"""A denoiser of masks, or of a target image, conditioned on an image's context.
 
-Legend: B batch, K channels of the state (classes or regions), C image channels, *S spatial axes.
+Legend: B batch, K channels of the state (classes, regions or the target's planes), C image
+channels, *S spatial axes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medseg_diff.codecs import OneHotCodec
+from medseg_diff.codecs import Codec, OneHotCodec
 from medseg_diff.config import ModelConfig, ObjectiveConfig
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion import guidance, objectives
@@ -24,7 +25,14 @@ from medseg_diff.diffusion.parameterisations import (
     target,
 )
 from medseg_diff.diffusion.paths import Path, spread
-from medseg_diff.diffusion.samplers import Denoise, Denoised, FreshNoise, Problem, sample
+from medseg_diff.diffusion.samplers import (
+    Denoise,
+    Denoised,
+    FreshNoise,
+    Problem,
+    check_fit,
+    sample,
+)
 from medseg_diff.diffusion.time_laws import Importance, TimeLaw
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel, mask_losses, total
 from medseg_diff.networks.conditioners import Context
@@ -34,20 +42,20 @@ BOUND_STEPS = 1000
 
 
 class DiffusionModel(SegmentationModel):
-    """A denoiser of masks, conditioned on an image's context.
+    """A denoiser of masks, or of a target image, conditioned on an image's context.
 
     Args:
         denoiser: ``(x, t, features) -> (B, out_channels, *S)`` with x the state (and the image, and
             its own last estimate, as configured), t (B,) and the context's maps.
         conditioner: Image -> context, or None for the image alone.
         path: The noising process.
-        codec: Label map <-> state.
+        codec: Label map, or target image, <-> state.
         law: How training times are drawn.
         config: What the output means and what enters the denoiser.
         objective: Weights of the losses.
+        source: Planes of the image that a path which ends in a source image ends in.
     """
 
-    stochastic = True
     # Steers a trajectory's denoiser, given how to follow a context; set by `medseg_diff.guided`.
     steer: Callable[[Callable[[Context], Denoise], Denoise, Context], Denoise] | None = None
 
@@ -56,22 +64,30 @@ class DiffusionModel(SegmentationModel):
         denoiser: nn.Module,
         conditioner: nn.Module | None,
         path: Path,
-        codec: OneHotCodec,
+        codec: Codec,
         law: TimeLaw,
         config: ModelConfig,
         objective: ObjectiveConfig,
+        source: slice = slice(0, 1),
     ) -> None:
         super().__init__()
         self.denoiser, self.conditioner = denoiser, conditioner
         self.path, self.codec, self.law = path, codec, law
         self.config, self.objective = config, objective
-        self.logits = config.output in ("clean", "correction")
+        self.source_planes = source
+        # Where the source itself is the noise, every draw is the same.
+        self.stochastic = not path.source_as_noise
+        self.logits = config.output in ("clean", "correction") and isinstance(codec, OneHotCodec)
         # Logits become a clean state in `clean`; every other output is converted by the path.
         self.meaning: Parameterisation = "clean" if config.output == "correction" else config.output
 
     def context(self, image: Tensor) -> Context:
         """See :meth:`SegmentationModel.context`."""
         return Context(image) if self.conditioner is None else self.conditioner(image)
+
+    def source(self, context: Context) -> Tensor | None:
+        """Source image (B, K, *S) of a path that ends in one, in the state's units."""
+        return context.image[:, self.source_planes] if self.path.uses_source else None
 
     def raw(
         self, x_t: Tensor, t: Tensor, context: Context, previous: Tensor | None = None
@@ -101,23 +117,25 @@ class DiffusionModel(SegmentationModel):
     ) -> Denoised:
         """Estimate of the clean state, (B, K, *S), and its raw variance."""
         output, variance = self.raw(x_t, t, context, previous)
-        return Denoised(self.clean(output, x_t, t), variance)
+        return Denoised(self.clean(output, x_t, t, self.source(context)), variance)
 
-    def clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def clean(self, output: Tensor, x_t: Tensor, t: Tensor, source: Tensor | None = None) -> Tensor:
         """Clean state in [-1, 1] from a raw output: the one place where logits become a state."""
         if self.logits:
-            return self.codec.state_from_logits(output)
-        return self.estimate(output, x_t, t).clamp(-1, 1)
+            return self.mask_codec.state_from_logits(output)
+        return self.estimate(output, x_t, t, source).clamp(-1, 1)
 
-    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def estimate(
+        self, output: Tensor, x_t: Tensor, t: Tensor, source: Tensor | None = None
+    ) -> Tensor:
         """Clean state, unbounded, from an output that is no logits."""
-        return clean_from(self.meaning, self.path, output, x_t, t)
+        return clean_from(self.meaning, self.path, output, x_t, t, source)
 
     def mask_logits(self, output: Tensor, x_t: Tensor, t: Tensor, size: torch.Size) -> Tensor:
         """Logits (B, K, *S) of the mask that a raw output means."""
         if self.logits:
             return output
-        return self.codec.logits_from_state(self.estimate(output, x_t, t))
+        return self.mask_codec.logits_from_state(self.estimate(output, x_t, t))
 
     # Training
 
@@ -171,12 +189,11 @@ class DiffusionModel(SegmentationModel):
         previous = self._previous(x_t, t, context, batch.coins[:, 1])
         output, variance = self.raw(x_t, t, context, previous)
         parts: dict[str, Tensor] = {}
-        if not self.logits and self.objective.squared_error > 0:
+        if not self.logits:
+            wanted = target(self.meaning, self.path, clean, noise, t, self.source(context))
             marked = self.config.latent is None and self.coupling is None
             voxels = self.codec.weight(batch.labels) if marked else None
-            weights = _Weights(importance, voxels)
-            error = self._squared_error(output, clean, noise, t, weights)
-            parts["squared_error"] = self.objective.squared_error * error
+            parts |= self._errors(output, wanted, t, _Weights(importance, voxels))
         if variance is not None and self.objective.variational_bound > 0:
             bound = self._bound(output, variance, clean, x_t, t)
             bound = (bound * importance.to(bound)).mean()
@@ -195,16 +212,17 @@ class DiffusionModel(SegmentationModel):
         self, clean: Tensor, noise: Tensor, t: Tensor, context: Context, coins: Tensor
     ) -> Tensor:
         """Noised states; some are made from the model's own estimate (ImgX's recycling)."""
-        recycled = coins < self.objective.recycling
+        recycled, source = coins < self.objective.recycling, self.source(context)
         if not bool(recycled.any()):
-            return self.path.noised(clean, noise, t)
+            return self.path.noised(clean, noise, t, source)
         end = torch.ones_like(t)
         with torch.no_grad():
             # The same field mirrored: as good as independent, and it costs no second one.
             other = noise.flip(tuple(range(2, noise.ndim)))
-            far = self.path.noised(clean, other, end)
+            far = self.path.noised(clean, other, end, source)
             own = self.denoised(far, end, context).clean
-        return self.path.noised(torch.where(spread(recycled, clean) > 0, own, clean), noise, t)
+        mixed = torch.where(spread(recycled, clean) > 0, own, clean)
+        return self.path.noised(mixed, noise, t, source)
 
     def _previous(self, x_t: Tensor, t: Tensor, context: Context, coins: Tensor) -> Tensor | None:
         """A first estimate for half of the samples (Chen et al. 2023, Analog Bits, Sec. 3.2)."""
@@ -216,17 +234,24 @@ class DiffusionModel(SegmentationModel):
         with torch.no_grad():
             return self.denoised(x_t, t, context).clean * spread(chosen, x_t)
 
-    def _squared_error(
-        self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weights: _Weights
-    ) -> Tensor:
-        samples = weights.samples
-        if self.objective.min_snr_gamma is not None:
-            gamma = self.objective.min_snr_gamma
-            samples = samples * objectives.snr_weight(self.path, t, self.meaning, gamma)
-        if self.objective.squared_error_of == "noise":
-            samples = samples * objectives.noise_weight(self.path, t, self.meaning)
-        wanted = target(self.meaning, self.path, clean, noise, t)
-        return objectives.squared_error(output, wanted, weights.voxels, samples)
+    def _errors(
+        self, output: Tensor, wanted: Tensor, t: Tensor, weights: _Weights
+    ) -> dict[str, Tensor]:
+        """Weighted errors of the network's own target."""
+        objective, parts = self.objective, dict[str, Tensor]()
+        if objective.squared_error > 0:
+            samples = weights.samples
+            if objective.min_snr_gamma is not None:
+                gamma = objective.min_snr_gamma
+                samples = samples * objectives.snr_weight(self.path, t, self.meaning, gamma)
+            if objective.squared_error_of == "noise":
+                samples = samples * objectives.noise_weight(self.path, t, self.meaning)
+            error = objectives.squared_error(output, wanted, weights.voxels, samples)
+            parts["squared_error"] = objective.squared_error * error
+        if objective.absolute_error > 0:
+            error = objectives.absolute_error(output, wanted, weights.voxels, weights.samples)
+            parts["absolute_error"] = objective.absolute_error * error
+        return parts
 
     def _bound(
         self, output: Tensor, variance: Tensor, clean: Tensor, x_t: Tensor, t: Tensor
@@ -244,7 +269,7 @@ class DiffusionModel(SegmentationModel):
             return {}
         logits = self.mask_logits(output, x_t, t, batch.labels.shape[2:])
         return mask_losses(
-            logits, batch.labels, self.codec, wanted, squared=self.logits, samples=samples
+            logits, batch.labels, self.mask_codec, wanted, squared=self.logits, samples=samples
         )
 
     def _anchor_losses(self, context: Context, t: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -256,7 +281,7 @@ class DiffusionModel(SegmentationModel):
         if not bool(chosen.any()):
             return {"anchor": context.anchor.sum() * 0}
         both = ObjectiveConfig(dice=1, cross_entropy=wanted.anchor_cross_entropy)
-        losses = mask_losses(context.anchor[chosen], batch.labels[chosen], self.codec, both)
+        losses = mask_losses(context.anchor[chosen], batch.labels[chosen], self.mask_codec, both)
         share = float(chosen.float().mean())
         return {"anchor": wanted.anchor * share * torch.stack(list(losses.values())).sum()}
 
@@ -271,7 +296,7 @@ class DiffusionModel(SegmentationModel):
     ) -> Iterator[Estimate]:
         """See :meth:`SegmentationModel.trajectory`."""
         if sampling.sampler == "anchor":
-            own = self.codec.state_from_logits(_anchor_of(context))
+            own = self.mask_codec.state_from_logits(_anchor_of(context))
             yield Estimate(0, sampling.t_max, own, own, 0, self.decoder(context))
             return
         calls = _Counter()
@@ -281,7 +306,8 @@ class DiffusionModel(SegmentationModel):
             noise,
             time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max),
             fresh_noise,
-            error_variance=self.error_table,
+            self.source(context),
+            self.error_table,
         )
         for step in sample(sampling.sampler, problem):
             yield Estimate(
@@ -292,6 +318,8 @@ class DiffusionModel(SegmentationModel):
         """See :meth:`SegmentationModel.check`."""
         if sampling.sampler == "anchor" and self.config.conditioner != "anchored":
             raise ValueError("sampler 'anchor' needs a model with conditioner: anchored")
+        if sampling.sampler != "anchor":
+            check_fit(sampling.sampler, self.path)
         time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max)
         if sampling.guidance != 1 and self.config.condition_dropout == 0:
             raise ValueError(

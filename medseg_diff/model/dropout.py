@@ -40,6 +40,7 @@ class DropoutUNetModel(SegmentationModel):
         objective: Weights of the losses.
     """
 
+    codec: OneHotCodec
     stochastic = True
 
     def __init__(

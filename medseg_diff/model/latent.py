@@ -34,6 +34,8 @@ class LatentModel(DiffusionModel):
     In the second stage the autoencoder is frozen; ``end_to_end`` trains both from the start.
     """
 
+    codec: OneHotCodec
+
     def __init__(
         self,
         autoencoder: MaskAutoencoder,
@@ -106,8 +108,8 @@ class LatentModel(DiffusionModel):
         """Noise (B, Z, *L) from a voxel field (B, K, *S)."""
         return latent_noise(noise, self.latent.channels, self.autoencoder.factor)
 
-    def clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Clean latent from a raw output."""
+    def clean(self, output: Tensor, x_t: Tensor, t: Tensor, source: Tensor | None = None) -> Tensor:
+        """Clean latent from a raw output; no source, for a latent's path ends in noise."""
         return self.estimate(output, x_t, t).clamp(-RANGE, RANGE)
 
     def mask_logits(self, output: Tensor, x_t: Tensor, t: Tensor, size: torch.Size) -> Tensor:

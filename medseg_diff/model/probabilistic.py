@@ -65,6 +65,7 @@ class ProbabilisticUNetModel(SegmentationModel):
         latent: Numbers L of the latent.
     """
 
+    codec: OneHotCodec
     stochastic = True
 
     def __init__(

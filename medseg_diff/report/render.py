@@ -204,3 +204,32 @@ def _case_list(per_case: pd.DataFrame) -> str:
 def _conventions(conventions: Mapping[str, Any]) -> str:
     rows = [{"Convention": key.replace("_", " "), "Value": v} for key, v in conventions.items()]
     return page.table(pd.DataFrame(rows).astype(str), words=True)
+
+
+def render_images(
+    summary: Mapping[str, Any],
+    metrics: pd.DataFrame,
+    cases: pd.DataFrame,
+    *,
+    attribution: str | None = None,
+) -> str:
+    """Return the page of a translation's scores.
+
+    Args:
+        summary: With ``title``, counts, ``notes``, ``interval`` and ``conventions``.
+        metrics: One row of text a metric.
+        cases: One row of text a case, in the order shown.
+        attribution: Licence and source of the data, shown in the footer.
+    """
+    body = [
+        f'<p class="soft">{escape(_headline(summary))}</p>',
+        page.notes(summary["notes"]),
+        "<h2>Summary</h2>",
+        page.table(metrics.astype(str)),
+        f'<p class="soft">{escape(summary["interval"])}.</p>',
+        "<h2>Every case</h2>",
+        page.case_rows(cases.head(MOST_ROWS), left=WORDS),
+        "<h2>How the numbers were made</h2>",
+        _conventions(summary["conventions"]),
+    ]
+    return page.page(str(summary["title"]), body, attribution=attribution)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from medseg_diff.config import Normalisation, PlanConfig
+from medseg_diff.data.augmentation import augmentation
 from medseg_diff.data.dataset import StepSampler, crop
-from medseg_diff.data.transforms import augmentation, network_input, normalise
+from medseg_diff.data.transforms import network_input, normalise
 from medseg_diff.errors import InputError
 
 

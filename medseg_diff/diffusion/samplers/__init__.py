@@ -40,6 +40,7 @@ __all__ = [
     "Sampler",
     "SamplerEntry",
     "Step",
+    "check_fit",
     "estimate_error_variance",
     "invert",
     "last",
@@ -96,6 +97,19 @@ SAMPLERS: dict[str, SamplerEntry] = {
 }
 
 
+def check_fit(name: str, path: Path) -> None:
+    """Refuse a sampler that does not exist or cannot walk a path.
+
+    Raises:
+        ValueError: naming those that can.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
+    if not SAMPLERS[name].fits(path):
+        able = ", ".join(other for other, entry in SAMPLERS.items() if entry.fits(path))
+        raise ValueError(f"{name!r} cannot walk a path that ends in a source image: use {able}")
+
+
 def sample(name: str, problem: Problem) -> Iterator[Step]:
     """Walk ``problem`` by the sampler of this name, checking that they fit.
 
@@ -103,14 +117,10 @@ def sample(name: str, problem: Problem) -> Iterator[Step]:
         ValueError: on an unknown name, a sampler that the path does not allow, a missing source,
             or times that do not fall to 0.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
-    entry, path, times = SAMPLERS[name], problem.path, problem.times
-    if not entry.fits(path):
-        able = ", ".join(other for other, e in SAMPLERS.items() if e.fits(path))
-        raise ValueError(f"{name!r} cannot walk a path that ends in a source image: use {able}")
+    path, times = problem.path, problem.times
+    check_fit(name, path)
     if path.uses_source and problem.source is None:
         raise ValueError("this path ends in a source image: give source of the state's shape")
     if len(times) < 2 or float(times[-1]) != 0 or not bool((times.diff() < 0).all()):
         raise ValueError("times must fall strictly and end in 0: make them with time_grid")
-    return entry.walk(problem)
+    return SAMPLERS[name].walk(problem)

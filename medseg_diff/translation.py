@@ -1,0 +1,187 @@
+"""One scan -> the same scan in another contrast, with the draws' spread, on the scan's own grid.
+
+Legend: K planes of the target image, *S spatial axes of the scan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from medseg_diff import __version__, io
+from medseg_diff.codecs import image_values
+from medseg_diff.config import PredictionConfig
+from medseg_diff.data.transforms import spacing_of, to_scan_grid
+from medseg_diff.draws import Fused
+from medseg_diff.errors import InputError, UsageError
+from medseg_diff.inference import Predictor, Scan, checked, load_runs
+from medseg_diff.scan import PlacedScan, read_scan
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a model makes of one scan.
+
+    Attributes:
+        image: Mean of the draws, (K, *S) float32 in the target's units.
+        spread: Standard deviation between draws in the same units, root mean square over the K
+            planes, (1, *S) float32; 0 where there is one draw.
+        record: What the case's JSON says.
+    """
+
+    image: MetaTensor
+    spread: MetaTensor
+    record: dict[str, Any] = field(repr=False)
+
+
+def load_translator(model: str | Path | Sequence[str | Path], device: str = "auto") -> Translator:
+    """Load a trained translator, or several as one ensemble; see :func:`medseg_diff.load`.
+
+    Raises:
+        UsageError: if a model segments.
+    """
+    return Translator(load_runs(model, device))
+
+
+class Translator(Predictor):
+    """Trained translators behind one call: loaded, checked and drawn from as predictors are."""
+
+    translates = True
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Lowest and highest value that the image can take, in the target's units."""
+        if self.plan.target_range is None:
+            raise InputError("the run's plan has no target_range", file=self.runs[0].folder)
+        return self.plan.target_range
+
+    def predict(self, *_: Any, **__: Any) -> NoReturn:
+        """Images are no masks.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("this model makes images", remedy="call translate()")
+
+    def translate(
+        self,
+        scan: Scan,
+        *,
+        draws: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        flips: Sequence[int] | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        memory_gb: float | None = None,
+        case: str | None = None,
+        options: io.ReadOptions | None = None,
+    ) -> Translation:
+        """Translate one scan.
+
+        Args:
+            scan: File, or channel name -> file for a model of several channels.
+            draws: Images drawn from each model; None takes the configuration's.
+            steps: Sampler steps per image.
+            sampler: Name of a sampler, see :data:`medseg_diff.diffusion.samplers.SAMPLERS`.
+            flips: Axes of the model's grid to mirror for further members.
+            seed: With the case's name it fixes the noise, hence the answer.
+            batch_size: Windows x draws in one network call; changes speed, not the answer.
+            memory_gb: What the case may take of host and GPU memory, in GiB.
+            case: Name of the case; the file's stem by default.
+            options: How to read odd files.
+
+        Raises:
+            InputError: if the scan cannot be read, shows nothing, or does not fit the model or
+                the memory.
+        """
+        began = time.perf_counter()
+        asked = {
+            "draws": draws, "steps": steps, "sampler": sampler, "flips": flips,
+            "batch_size": batch_size,
+        }  # fmt: skip
+        settings = checked(self.defaults, {k: v for k, v in asked.items() if v is not None})
+        self._check_sampling(settings)
+        channels = self._channels(scan)
+        name = case or io.case_stem(next(iter(channels.values())))
+        options = options or io.ReadOptions()
+        placed = read_scan(channels, self.task, self.plan, options, self._free(memory_gb)[0])
+        if placed.constant:
+            raise InputError("constant image: there is nothing to translate", file=placed.file)
+        free = self._free(memory_gb)
+        plan = self._within(placed, settings, free, maps=True, save_draws=False)
+        fused, again = self._infer(placed, name, settings, seed, plan)
+        warnings = [*placed.warnings, *plan.notes, *again]
+        image, spread = self._images(placed, fused)
+        record = {
+            "case": name,
+            "status": "warning" if warnings else "ok",
+            "warnings": warnings,
+            **self._facts(placed, fused, settings, spread),
+            "seed": seed,
+            "seconds": round(time.perf_counter() - began, 3),
+            "hashes": self._hashes(channels),
+        }
+        return Translation(image, spread, record)
+
+    def _images(self, placed: PlacedScan, fused: Fused) -> tuple[MetaTensor, MetaTensor]:
+        """Image and spread on the scan's grid; where the plan's crop did not look the image is
+        the range's lowest value and the spread 0.
+        """
+        low, high = self.ends
+        planes = [
+            image_values(_back(fused.plane(k), placed), self.ends)
+            for k in range(len(fused.probability))
+        ]
+        # Interpolated as a variance, which stays above 0.
+        deviation = np.sqrt(_back(fused.variance, placed).clip(0)) * np.float32(high - low)
+        return _on_grid(np.stack(planes), placed), _on_grid(deviation[None], placed)
+
+    def _facts(
+        self, placed: PlacedScan, fused: Fused, settings: PredictionConfig, spread: MetaTensor
+    ) -> dict[str, Any]:
+        raster = placed.image.meta["kind"] == "raster"
+        return {
+            "error": None,
+            "synthetic": True,
+            "target": self.task.target,
+            "target_modality": self.task.target_modality or self.task.modality,
+            "channels": list(self.task.channels),
+            "range": list(self.ends),
+            "draws": settings.draws,
+            "draws_made": len(fused.masks),
+            "mean_spread": float(spread.mean()),
+            "steps": settings.steps,
+            "sampler": settings.sampler,
+            "flips": list(settings.flips),
+            "models": len(self.runs),
+            "spacing_mm": None if raster else list(spacing_of(placed.image)),
+            "network_calls": fused.network_calls,
+            "versions": {"medseg_diff": __version__, "torch": torch.__version__},
+        }
+
+
+def _back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
+    """One map on the model's grid -> the scan's grid, (*S)."""
+    carried = torch.from_numpy(np.ascontiguousarray(values))[None]
+    result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
+    return result
+
+
+def _on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+    meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
+    kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)
+
+
+def source_and_target(record: Mapping[str, Any]) -> str:
+    """``T1 -> FLAIR`` of a case's JSON."""
+    return f"{' + '.join(record['channels'])} -> {record['target']}"
