@@ -64,16 +64,18 @@ class ModelSource:
         device: As for :func:`medseg_diff.load`.
         guide: Run folder of a U-Net that the draws lean towards.
         guide_scale: How strongly.
+        adapter: File or run folder of an adapter that was trained on the model.
     """
 
     models: tuple[str, ...]
     device: str = "auto"
     guide: str | None = None
     guide_scale: float = 1.0
+    adapter: str | None = None
 
     def load(self, device: str | None = None) -> Predictor:
         """The predictor, on the source's device or another."""
-        predictor = load(self.models, device or self.device)
+        predictor = load(self.models, device or self.device, self.adapter)
         if self.guide is None:
             return predictor
         from medseg_diff.guided import guided
@@ -84,7 +86,8 @@ class ModelSource:
         """The same with folders named from the root, for processes that stand elsewhere."""
         models = tuple(str(Path(m).absolute()) if Path(m).exists() else m for m in self.models)
         guide = None if self.guide is None else str(Path(self.guide).absolute())
-        return ModelSource(models, self.device, guide, self.guide_scale)
+        adapter = None if self.adapter is None else str(Path(self.adapter).absolute())
+        return ModelSource(models, self.device, guide, self.guide_scale, adapter)
 
 
 def engine_by_name(

@@ -6,6 +6,7 @@ from torch import nn
 
 from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
+from medseg_diff.diffusion.discrete import Categorical
 from medseg_diff.diffusion.paths import (
     BetaTable,
     Linear,
@@ -17,7 +18,9 @@ from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
@@ -39,8 +42,29 @@ def build_model(config: Config) -> SegmentationModel:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
     codec = build_codec(config.task)
+    if model.kind == "discrete":
+        schedule = VariancePreserving(model.schedule)
+        return DiscreteModel(
+            build_denoiser(dims, planes, codec.channels, model),
+            build_conditioner(dims, planes, codec.channels, model),
+            Categorical(schedule, model.discrete_steps),
+            codec,
+            build_law(config.objective),
+            model,
+            config.objective,
+        )
     if model.kind != "diffusion":
         return build_baseline(dims, planes, codec, model, config.objective)
+    if model.joint:
+        return JointModel(
+            planes,
+            build_denoiser(dims, planes, planes + codec.channels, model),
+            build_path(model),
+            codec,
+            build_law(config.objective),
+            model,
+            config.objective,
+        )
     state = codec.channels if model.latent is None else model.latent.channels
     parts = (
         build_denoiser(dims, planes, state, model),
@@ -129,6 +153,7 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
     """Network of the state, at the widths and with the inputs that the configuration names."""
     inputs = state * (2 if model.self_conditioning else 1)
     inputs += planes if model.concat_image else 0
+    inputs += state if model.discrete_prior == "segmenter" else 0
     outputs = state * (2 if model.learned_variance else 1)
     widths = model.conditioner_features or model.features
     if model.denoiser == "medsegdiff_v1":

@@ -26,11 +26,17 @@ from medseg_diff.diffusion.parameterisations import (
 from medseg_diff.diffusion.paths import Path, spread
 from medseg_diff.diffusion.samplers import Denoise, Denoised, FreshNoise, Problem, sample
 from medseg_diff.diffusion.time_laws import Importance, TimeLaw
-from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel, mask_losses, total
+from medseg_diff.model.base import (
+    BOUND_STEPS,
+    Estimate,
+    Loss,
+    Sampling,
+    SegmentationModel,
+    anchor_losses,
+    mask_losses,
+    total,
+)
 from medseg_diff.networks.conditioners import Context
-
-# Steps of the process that the variational bound refers to (DDPM's 1000).
-BOUND_STEPS = 1000
 
 
 class DiffusionModel(SegmentationModel):
@@ -174,7 +180,7 @@ class DiffusionModel(SegmentationModel):
         if not self.logits and self.objective.squared_error > 0:
             marked = self.config.latent is None and self.coupling is None
             voxels = self.codec.weight(batch.labels) if marked else None
-            weights = _Weights(importance, voxels)
+            weights = Weights(importance, voxels)
             error = self._squared_error(output, clean, noise, t, weights)
             parts["squared_error"] = self.objective.squared_error * error
         if variance is not None and self.objective.variational_bound > 0:
@@ -182,7 +188,7 @@ class DiffusionModel(SegmentationModel):
             bound = (bound * importance.to(bound)).mean()
             parts["variational_bound"] = self.objective.variational_bound * bound
         parts |= self._mask_losses(output, x_t, t, batch, importance)
-        return parts | self._anchor_losses(context, t, batch)
+        return parts | anchor_losses(context, t, batch, self.codec, self.objective)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Images, some of them blank: what classifier-free guidance leans on."""
@@ -217,7 +223,7 @@ class DiffusionModel(SegmentationModel):
             return self.denoised(x_t, t, context).clean * spread(chosen, x_t)
 
     def _squared_error(
-        self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weights: _Weights
+        self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weights: Weights
     ) -> Tensor:
         samples = weights.samples
         if self.objective.min_snr_gamma is not None:
@@ -246,19 +252,6 @@ class DiffusionModel(SegmentationModel):
         return mask_losses(
             logits, batch.labels, self.codec, wanted, squared=self.logits, samples=samples
         )
-
-    def _anchor_losses(self, context: Context, t: Tensor, batch: Batch) -> dict[str, Tensor]:
-        wanted = self.objective
-        if wanted.anchor == 0 or context.anchor is None:
-            return {}
-        # MedSegDiff-V2 counts it at every alpha-th time step alone.
-        chosen = (t * BOUND_STEPS).round().long() % wanted.anchor_every == 0
-        if not bool(chosen.any()):
-            return {"anchor": context.anchor.sum() * 0}
-        both = ObjectiveConfig(dice=1, cross_entropy=wanted.anchor_cross_entropy)
-        losses = mask_losses(context.anchor[chosen], batch.labels[chosen], self.codec, both)
-        share = float(chosen.float().mean())
-        return {"anchor": wanted.anchor * share * torch.stack(list(losses.values())).sum()}
 
     # Sampling
 
@@ -359,7 +352,7 @@ def _anchor_of(context: Context) -> Tensor:
     return context.anchor
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """Weights of samples (B,) and of voxels (B, 1, *S) in a squared error."""
 
     samples: Tensor
