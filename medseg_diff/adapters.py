@@ -26,7 +26,6 @@ from medseg_diff.checkpoint import (
     CONFIG,
     WEIGHTS,
     LoadedRun,
-    load_run,
     load_tensors,
     save_tensors,
 )
@@ -38,52 +37,6 @@ from medseg_diff.networks import lora
 
 # Layers of a latent's autoencoder: its latents are what the frozen denoiser knows.
 LEFT_ALONE = "autoencoder"
-
-
-def base_of(init: Path | None, config: Config) -> LoadedRun | None:
-    """The trained run that a training adapts, or None where it adapts none.
-
-    Raises:
-        UsageError: if ``training.lora`` has no base.
-        InputError: if the base is no trained run, or its model is another.
-    """
-    if config.training.lora is None:
-        return None
-    if init is None or not init.is_dir():
-        raise UsageError(
-            "an adapter belongs to a trained run",
-            field="--init",
-            found="none" if init is None else init.name,
-            expected="the run folder that is adapted",
-            remedy="give it with --init, with --resume too",
-        )
-    base = load_run(init)
-    theirs, ours = (c.model.model_dump() for c in (base.config, config))
-    differing = next((key for key in ours if ours[key] != theirs[key]), None)
-    if differing is not None:
-        raise InputError(
-            "its model is not the one that is configured",
-            file=init,
-            field=f"model.{differing}",
-            found=theirs[differing],
-            expected=ours[differing],
-            remedy="use the recipe and the model keys of the run's config.yaml",
-        )
-    return base
-
-
-def on_plan_of(base: LoadedRun, config: Config) -> Config:
-    """A configuration whose open keys of ``plan`` are the base's: a frozen network sees as before.
-
-    The batch size alone is left open for the data.
-    """
-    ours, theirs = config.plan.model_dump(), base.config.plan.model_dump()
-    theirs |= {"batch_size": None, "memory_gb": None}
-    kept = {key: theirs[key] if value is None else value for key, value in ours.items()}
-    for key in ("orientation", "coordinates"):
-        if key not in config.plan.model_fields_set:
-            kept[key] = theirs[key]
-    return config.model_copy(update={"plan": type(config.plan).model_validate(kept)})
 
 
 def adapt(model: SegmentationModel, base: LoadedRun, config: Config) -> None:
@@ -113,18 +66,6 @@ def adapt(model: SegmentationModel, base: LoadedRun, config: Config) -> None:
         )
     except ValueError as error:
         raise UsageError(str(error), field="training.lora") from None
-
-
-def begin(model: SegmentationModel, step: int, config: Config) -> None:
-    """Prepare for a training step: the base's own stages lie behind, and it stays frozen."""
-    latent = config.model.latent
-    model.begin(step if latent is None else step + latent.steps)
-    lora.freeze(model, _wanted(config).whole)
-
-
-def identity(base: LoadedRun | None) -> dict[str, str]:
-    """What a resumed training must find again: the base's hash."""
-    return {} if base is None else {"base": str(base.card["sha256"][WEIGHTS])}
 
 
 def save_adapter(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from medseg_diff import adapters
+from medseg_diff import adapters, frozen
 from medseg_diff import resume as resuming
 from medseg_diff.checkpoint import (
     WEIGHTS,
@@ -69,8 +69,8 @@ class Options:
     Attributes:
         resume: Go on from the run's last whole checkpoint.
         allow_mismatch: Resume although the configuration or the data changed.
-        init: Run folder or safetensors file to fine-tune from; the run that is adapted, where the
-            configuration has ``training.lora``.
+        init: Run folder or safetensors file to fine-tune from; the run that stays frozen, where
+            the configuration has ``training.lora`` or ``model.control_planes``.
         report: Called after every step with the progress and the values to show.
         skip_bad: How many cases that cannot be read may be passed over.
     """
@@ -128,14 +128,16 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     set_seed(config.seed)
     main = accelerator.is_main_process
     skipped = Skipped(options.skip_bad, out if main else None)
-    base = adapters.base_of(options.init, config)
+    base = frozen.base_of(options.init, config)
     if base is not None:
-        config = adapters.on_plan_of(base, config)
+        config = frozen.on_plan_of(base, config)
     config, cases, facts = prepare(config, skipped)
+    if base is not None:
+        config = frozen.normalised_as(base, config)
     task = task_of(config)
     model = build_model(config)
     if base is not None:
-        adapters.adapt(model, base, config)
+        frozen.start(model, base, config)
     elif options.init is not None:
         _start_from(options.init, model)
     training = config.training
@@ -148,7 +150,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     average = Average(model, training.ema_decay)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     identity = resuming.identity(config, cases) | attach_teacher(model, config, accelerator.device)
-    identity |= adapters.identity(base)
+    identity |= frozen.identity(base)
     state = resuming.State(model, average, optimiser, Progress(), identity)
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
@@ -221,7 +223,7 @@ def _loop(run: _Run, caught: list[int]) -> None:
         if run.base is None:
             run.model.begin(progress.step)
         else:
-            adapters.begin(run.model, progress.step, run.config)
+            frozen.begin(run.model, progress.step, run.config)
         values = _step(run, stream)
         _count_bad(run, values["loss"])
         progress.step += 1
@@ -342,7 +344,7 @@ def _validate(run: _Run, values: dict[str, float]) -> None:
                 "validation_dice": score if known else None,
             }
             card = {**run.card, "training": training}
-            if run.base is None:
+            if run.base is None or run.config.training.lora is None:
                 save_model(run.out, run.model, run.config, card)
             else:
                 adapters.save_adapter(run.out, run.model, run.config, card, run.base)

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
     "errors", "files", "memory", "recipes_wider", "recipes", "config", "io", "pacs", "data",
-    "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "noise", "fusion",
-    "calibration", "temperature", "draws", "windows", "ensemble", "morphology", "answer", "sanity",
-    "scan", "inference", "guided",
+    "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen", "noise",
+    "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
+    "answer", "sanity", "scan", "inference", "guided",
     "manifest", "cases", "one_case", "engines", "batch", "pairing",
     "metrics", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",

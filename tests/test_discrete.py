@@ -98,6 +98,20 @@ def test_the_segmenters_mask_is_the_prior_and_what_a_draw_starts_from() -> None:
     torch.testing.assert_close(seen[0][:, 7:], 2 * model.prior(sure) - 1)
 
 
+def test_the_prior_decides_beside_image_and_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights, image and noise, from a uniform prior: another answer."""
+    model = copy.deepcopy(built("hidiff", 2))
+    given = batch(model, 2)
+    masks = []
+    for even in (False, True):
+        if even:
+            monkeypatch.setattr(model, "prior", lambda context: torch.full_like(given.noise, 1 / 4))
+        with torch.no_grad():
+            context = model.context(given.image)
+            masks.append(next(iter(model.trajectory(context, given.noise, Sampling("ddim", 1)))))
+    assert float((masks[0].clean - masks[1].clean).abs().max()) > 1e-3
+
+
 def test_no_gradient_of_the_diffusion_reaches_the_prior() -> None:
     """The segmenter learns by its own mask and by its maps, not by moving its target."""
     model = copy.deepcopy(built("hidiff", 2)).train()
@@ -115,6 +129,7 @@ def test_no_gradient_of_the_diffusion_reaches_the_prior() -> None:
         ({"discrete_prior": "segmenter"}, {}, "an anchor's mask"),
         ({}, {"objective": {"squared_error": 1.0}}, "trained by kl"),
         ({}, {"prediction": {"sampler": "heun"}}, "ancestral or ddim"),
+        ({}, {"prediction": {"t_max": 0.9}}, "starts from its prior"),
         ({}, {"prediction": {"steps": 251}}, "discrete_steps: 250"),
     ],
 )

@@ -15,6 +15,7 @@ import medseg_diff as md
 from medseg_diff import recipes
 from medseg_diff.adapters import adapted, load_adapter
 from medseg_diff.checkpoint import load_run, load_tensors
+from medseg_diff.cli import main
 from medseg_diff.config import Config, merged, parse_config
 from medseg_diff.describe import describe
 from medseg_diff.errors import InputError, UsageError
@@ -128,6 +129,28 @@ def test_patterns_choose_layers_and_whole_parameters() -> None:
     assert norms < set(lora.tensors(model))
 
 
+def test_a_layer_that_is_trained_whole_has_no_adapter() -> None:
+    """Also of a latent model, whose autoencoder no pattern reaches."""
+    model = attached("diff_unet", 2, whole=("denoiser.head.*",))
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"denoiser.head.weight", "denoiser.head.bias"} < names
+    assert "denoiser.head.weight" not in lora.adapters(model)
+    stirred(model)
+    with torch.no_grad():
+        model.denoiser.head.bias += 1
+    base = copy.deepcopy(built("diff_unet", 2))
+    lora.merge(base, lora.tensors(model), 2.0)
+    given = batch(model, 2)
+    first, second = (
+        drawn(m, given.image, given.noise)[-1].probabilities.detach() for m in (model, base)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+    latent = attached("lsegdiff", 2, whole=("*.bias",))
+    free = [name for name, p in latent.named_parameters() if p.requires_grad]
+    assert free
+    assert not [name for name in free if name.startswith("autoencoder")]
+
+
 @pytest.mark.parametrize("options", [{"layers": ("denoser.*",)}, {"whole": ("norms",)}])
 def test_a_pattern_that_fits_nothing_is_refused(options: dict[str, tuple[str]]) -> None:
     with pytest.raises(ValueError, match="is named"):
@@ -197,6 +220,22 @@ def test_prediction_needs_both_and_file_and_folder_agree(
         md.load(adapter, "cpu")
     with pytest.raises(UsageError, match="belongs to one model"):
         md.load([base, base], "cpu", adapter=adapter)
+
+
+def test_the_command_line_takes_an_adapter(
+    cases: Path, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of the base and of the adapted base are two answers, in one folder for each."""
+    hashes = []
+    for name, more in (("plain", []), ("adapted", ["--adapter", str(adapter)])):
+        words = ["predict", "--model", str(base), "--input", str(cases), "--out"]
+        monkeypatch.setattr("sys.argv", ["medseg-diff", *words, str(tmp_path / name), *more])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+        hashes.append(json.loads((tmp_path / name / "ball_4.json").read_text())["hashes"])
+    assert hashes[0]["model"] == hashes[1]["model"]
+    assert ["adapter" in each for each in hashes] == [False, True]
 
 
 def test_another_base_is_refused(cases: Path, adapter: Path, tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "model.joint diffuses the image's channels: leave out plan.coordinates and "
         "training.reflow_from",
     )
+    yield (
+        model.control_planes > 0 and config.training.lora is not None,
+        "model.control_planes and training.lora each train their own part of a frozen base: leave "
+        "one out",
+    )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
 
@@ -92,6 +97,11 @@ def _beside_classes(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         wanted.sampler not in ("ancestral", "ddim"),
         "kind 'discrete' is drawn by prediction.sampler ancestral or ddim",
+    )
+    yield (
+        wanted.t_max != 1 or wanted.guidance != 1 or wanted.dynamic_threshold is not None,
+        "kind 'discrete' starts from its prior and has no guidance: leave out prediction.t_max, "
+        "guidance and dynamic_threshold",
     )
     steps = max(wanted.steps, wanted.validation_steps or 1)
     yield (
@@ -155,4 +165,23 @@ def joint_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     yield (
         joint and (model.self_conditioning or model.condition_dropout > 0),
         "joint has no condition: leave out self_conditioning and condition_dropout",
+    )
+
+
+def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a further condition, each with the sentence for the user."""
+    controlled = model.control_planes > 0
+    yield (
+        controlled and (model.kind != "diffusion" or model.denoiser != "unet"),
+        "control_planes copies the encoder of a denoiser: set kind: diffusion and denoiser: unet",
+    )
+    yield (
+        controlled and (not model.concat_image or model.latent is not None),
+        "control_planes come in with the image beside the state: set concat_image: true and leave "
+        "out latent",
+    )
+    yield (
+        controlled and (model.self_conditioning or model.discrete_prior == "segmenter"),
+        "control_planes are the last of the denoiser's input: leave out self_conditioning and "
+        "discrete_prior",
     )

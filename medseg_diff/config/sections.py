@@ -14,7 +14,12 @@ from pydantic import Field, model_validator
 
 from medseg_diff.config.adapters import LoraConfig
 from medseg_diff.config.base import Section
-from medseg_diff.config.contradictions import contradictions, discrete_apart, joint_apart
+from medseg_diff.config.contradictions import (
+    contradictions,
+    control_apart,
+    discrete_apart,
+    joint_apart,
+)
 from medseg_diff.config.prediction import PredictionConfig
 
 
@@ -204,6 +209,12 @@ class ModelConfig(Section):
     )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
+    control_planes: int = Field(
+        0,
+        ge=0,
+        description="last planes of the image that are a further condition of a frozen base, the "
+        "run that --init names (ControlNet)",
+    )
     joint: bool = Field(
         False, description="diffuse image and mask as one state; the image is put in at prediction"
     )
@@ -223,6 +234,7 @@ class ModelConfig(Section):
             *self._meanings_apart(),
             *discrete_apart(self),
             *joint_apart(self),
+            *control_apart(self),
         ):
             if broken:
                 raise ValueError(message)

@@ -15,6 +15,7 @@ from medseg_diff.diffusion.paths import (
     VariancePreserving,
 )
 from medseg_diff.diffusion.time_laws import TimeLaw, time_law
+from medseg_diff.errors import UsageError
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
@@ -25,6 +26,7 @@ from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
+from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
 from medseg_diff.networks.dropout import ChannelDropout
 from medseg_diff.networks.medsegdiff import (
     MedSegDiffV1Conditioner,
@@ -41,6 +43,13 @@ def build_model(config: Config) -> SegmentationModel:
     if config.task is None or config.plan.spatial_dims is None:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
+    if model.control_planes >= planes:
+        raise UsageError(
+            "no plane of the image is left to the base",
+            field="model.control_planes",
+            found=model.control_planes,
+            expected=f"fewer than {planes}",
+        )
     codec = build_codec(config.task)
     if model.kind == "discrete":
         schedule = VariancePreserving(model.schedule)
@@ -137,6 +146,11 @@ def build_law(objective: ObjectiveConfig) -> TimeLaw:
 
 def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) -> nn.Module | None:
     """Image -> context."""
+    if model.control_planes > 0 and model.conditioner != "none":
+        plain = model.model_copy(update={"control_planes": 0})
+        own = planes - model.control_planes
+        inner = build_conditioner(dims, own, classes, plain)
+        return None if inner is None else FirstPlanes(inner, own)
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
         # Above a latent's grid the image has finer levels of its own, which the context skips.
@@ -186,6 +200,16 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             token_size=model.token_size,
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths[-1],
+        )
+    if model.control_planes > 0:
+        return ControlledUNet(
+            dims,
+            inputs,
+            outputs,
+            model.features,
+            condition_channels=model.control_planes,
+            time_channels=model.time_channels,
+            context_channels=None if model.conditioner == "none" else widths,
         )
     return UNet(
         dims,

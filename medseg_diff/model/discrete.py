@@ -16,6 +16,7 @@ from medseg_diff.data.records import Batch
 from medseg_diff.diffusion.discrete import (
     Categorical,
     DiscreteProblem,
+    WalkName,
     divergence,
     draw_one_hot,
     draw_pair,
@@ -148,7 +149,7 @@ class DiscreteModel(SegmentationModel):
             self._draw,
             fresh_noise,
         )
-        kind = "ddim" if sampling.sampler == "ddim" else "ancestral"
+        kind: WalkName = "ddim" if sampling.sampler == "ddim" else "ancestral"
         for step in walk(problem, kind):
             clean, state = (2 * self._present(each) - 1 for each in (step.clean, step.state))
             yield Estimate(

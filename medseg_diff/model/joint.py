@@ -111,9 +111,13 @@ class JointModel(DiffusionModel):
         self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor, weights: Weights
     ) -> Tensor:
         """The image's error and the mask's, each a mean over its own channels."""
-        pairs = zip(*(self._parts(each) for each in (output, clean, noise)), strict=True)
-        errors = [super(JointModel, self)._squared_error(*pair, t, weights) for pair in pairs]
-        return errors[0] + errors[1]
+        of_image, of_mask = (
+            super(JointModel, self)._squared_error(found, true, field, t, weights)
+            for found, true, field in zip(
+                self._parts(output), self._parts(clean), self._parts(noise), strict=True
+            )
+        )
+        return of_image + of_mask
 
     def _parts(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The image's channels and the mask's."""

@@ -100,8 +100,8 @@ def attach(
         rank: r, 1 or more.
         alpha: Gain of the adapters, divided by the rank.
         layers: Patterns (``*``, ``?``) of names of layers, any of which chooses.
-        whole: Patterns of names of further parameters that are trained as they are.
-        without: Beginning of the names of layers that are left alone.
+        whole: Patterns of names of parameters that are trained as they are, without an adapter.
+        without: Beginning of the names of layers that are left alone, whatever patterns say.
 
     Returns:
         Names of the adapted weights.
@@ -112,7 +112,9 @@ def attach(
     chosen = [
         place
         for place in places(network)
-        if _fits(place.name, layers) and not (without and place.name.startswith(without))
+        if _fits(place.name, layers)
+        and not _fits(place.full_name, whole)
+        and not (without and place.name.startswith(without))
     ]
     for pattern in layers:
         if not any(fnmatchcase(place.name, pattern) for place in chosen):
@@ -125,16 +127,17 @@ def attach(
         change = LowRank(getattr(place.layer, place.weight).detach(), rank, alpha)
         # Its shape is the weight's by construction, and the check would run the sum twice.
         parametrize.register_parametrization(place.layer, place.weight, change, unsafe=True)
-    freeze(network, whole)
+    freeze(network, whole, without=without)
     return [place.full_name for place in chosen]
 
 
-def freeze(network: nn.Module, whole: Sequence[str] = ()) -> None:
-    """Leave a gradient to the adapters alone, and to parameters that ``whole`` names."""
+def freeze(network: nn.Module, whole: Sequence[str] = (), *, without: str = "") -> None:
+    """Leave a gradient to the adapters alone, and to what ``whole`` names; see :func:`attach`."""
     own = {id(p) for change in adapters(network).values() for p in change.parameters()}
     for name, parameter in network.named_parameters():
         adapted = ".parametrizations." in f".{name}"
-        free = id(parameter) in own or (not adapted and _fits(name, whole))
+        left = bool(without) and name.startswith(without)
+        free = id(parameter) in own or (not adapted and not left and _fits(name, whole))
         parameter.requires_grad_(free)
 
 
