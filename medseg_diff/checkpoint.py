@@ -3,6 +3,7 @@
     config.yaml         complete configuration
     card.json           model card: what it segments, what it expects, how it was made, sha256
     model.safetensors   averaged (EMA) weights of the best validation so far, used to predict
+    adapter.safetensors in its place where a frozen base was adapted: see ``adapters.py``
     error_table.json    how far its clean estimate is off at each time, if that was measured
     checkpoints/        step_00000500/ ...: everything a resume needs; the last two are kept
     log.csv, tensorboard/
@@ -34,15 +35,18 @@ from medseg_diff.files import atomic_file, atomic_text, file_sha256, sync
 from medseg_diff.model import SegmentationModel, build_model
 
 WEIGHTS, CARD, CONFIG, CHECKPOINTS = "model.safetensors", "card.json", "config.yaml", "checkpoints"
-ERRORS = "error_table.json"
+ERRORS, ADAPTER = "error_table.json", "adapter.safetensors"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT_CHECKPOINTS = 2
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors in one step."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors, and text about them, in one step."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_file(path) as stream:
-        stream.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        stream.write(save(plain, metadata))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -88,6 +92,12 @@ def load_run(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
             fit the configuration (the first five keys that differ are named).
     """
     folder = Path(run)
+    if (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
+        raise InputError(
+            "an adapter, not a whole model",
+            file=folder,
+            remedy="give the run it was trained on with --model, and this with --adapter",
+        )
     for part in (CONFIG, CARD, WEIGHTS):
         if not (folder / part).is_file():
             raise InputError(

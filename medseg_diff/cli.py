@@ -59,7 +59,7 @@ def train(
     allow_mismatch: Annotated[
         bool, typer.Option(help="Resume although configuration or data changed.")
     ] = False,
-    init: Annotated[Path | None, typer.Option(help="Run to fine-tune from.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Run to fine-tune from, or to adapt.")] = None,
     skip_bad: Annotated[
         int, typer.Option(help="Go on without up to this many cases that cannot be read.")
     ] = 0,
@@ -152,6 +152,9 @@ def predict(
         Path | None, typer.Option(help="Run folder of a U-Net that the draws lean towards.")
     ] = None,
     guide_scale: Annotated[float, typer.Option(help="How strongly they do.")] = 1.0,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter trained on --model: its file or run folder.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows x draws in a network call.")
@@ -205,6 +208,7 @@ def predict(
     from medseg_diff.progress import case_lines
 
     source = ModelSource(tuple(model), device, str(guide) if guide else None, guide_scale)
+    source = replace(source, adapter=str(adapter) if adapter else None)
     # The driver of a cluster computes nothing: it needs no GPU.
     predictor = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, predictor, source, ray_address, workers, retries)

@@ -33,6 +33,12 @@ def _model_lines(card: dict[str, Any]) -> str:
         "licence": card["data"]["licence"],
         "use": card["intended_use"],
     }
+    if "adapter" in card:
+        made = card["adapter"]
+        rows["adapter"] = (
+            f"rank {made['rank']}, {made['parameters']:,} parameters, of {made['base_name']} "
+            f"({made['base'][:12]}): predict with both"
+        )
     return "\n".join(f"{key:<11}{value}" for key, value in rows.items())
 
 

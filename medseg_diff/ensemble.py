@@ -267,7 +267,7 @@ def _draw(
 ) -> tuple[Array, int]:
     """Probabilities (W, D, K, *S) of some draws of a group of windows, and calls a draw."""
     device = context.image.device
-    channels = model.codec.channels
+    channels = model.noise_channels
 
     def noise(step: int) -> Tensor:
         if model.draw_normals is not None:

@@ -101,7 +101,7 @@ def shoot(
 
     def noise(step: int) -> torch.Tensor:
         tile = SLICE if flat else CUBE
-        drawn = NoiseField(seed, scene.name, 0, step, model.codec.channels, tile)
+        drawn = NoiseField(seed, scene.name, 0, step, model.noise_channels, tile)
         cut = torch.from_numpy(drawn.window(scene.start, predictor.patch))[None].to(device)
         return cut[..., 0] if flat else cut
 
@@ -109,7 +109,11 @@ def shoot(
     with torch.inference_mode():
         context = model.context(window[..., 0] if flat else window)
         estimates = model.trajectory(context, noise(0), sampling, lambda k: noise(k + 1))
-        kept = list(_moments(estimates, noise(0), 1 if model.codec.exclusive else 0))
+        kept = list(
+            _moments(
+                estimates, noise(0)[:, -model.codec.channels :], 1 if model.codec.exclusive else 0
+            )
+        )
     # The answer of a 2-D network gets its third axis back; padding around the scan goes.
     kept = [_each(s, lambda a: (a[..., None] if flat else a)[:, *scene.inside]) for s in kept]
     image = scene.image[:, *scene.inside]

@@ -11,7 +11,7 @@ from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
 from medseg_diff.config import PlanConfig
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.inference import Predictor, Scan
-from medseg_diff.model import DiffusionModel, LatentModel, UNetModel
+from medseg_diff.model import DiffusionModel, JointModel, LatentModel, UNetModel
 from medseg_diff.model.guide import Guide
 
 
@@ -81,7 +81,7 @@ def _seen(plan: PlanConfig) -> PlanConfig:
 
 def _steerable(run: LoadedRun) -> DiffusionModel:
     model = run.model
-    if not isinstance(model, DiffusionModel) or isinstance(model, LatentModel):
+    if not isinstance(model, DiffusionModel) or isinstance(model, LatentModel | JointModel):
         raise UsageError(
             "only a model that diffuses masks themselves can be guided",
             file=run.folder,

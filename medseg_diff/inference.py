@@ -20,8 +20,9 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg_diff import __version__, io, memory, sanity
+from medseg_diff.adapters import adapted
 from medseg_diff.answer import Answer, WayBack
-from medseg_diff.checkpoint import WEIGHTS, LoadedRun, load_run
+from medseg_diff.checkpoint import ADAPTER, WEIGHTS, LoadedRun, load_run
 from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import spacing_of
@@ -42,23 +43,37 @@ Around = Callable[
 ]
 
 
-def load(model: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor:
+def load(
+    model: str | Path | Sequence[str | Path],
+    device: str = "auto",
+    adapter: str | Path | None = None,
+) -> Predictor:
     """Load a trained model, or several as one ensemble (the folds of a cross-validation).
 
     Args:
         model: A run folder, a shipped model's name (``"hippocampus"``), or a list of them.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ... or ``"auto"``.
+        adapter: File or run folder of an adapter that was trained on the model, a single one.
     """
-    return Predictor(load_runs(model, device))
+    return Predictor(load_runs(model, device, adapter))
 
 
-def load_runs(model: str | Path | Sequence[str | Path], device: str = "auto") -> list[LoadedRun]:
+def load_runs(
+    model: str | Path | Sequence[str | Path],
+    device: str = "auto",
+    adapter: str | Path | None = None,
+) -> list[LoadedRun]:
     """The runs of a model or an ensemble, whatever they make; see :func:`load`."""
     chosen = [model] if isinstance(model, str | Path) else list(model)
     if not chosen:
         raise UsageError("no model given", field="--model")
+    if adapter is not None and len(chosen) != 1:
+        raise UsageError(
+            "an adapter belongs to one model", field="--adapter", found=f"{len(chosen)} models"
+        )
     where = choose_device(device)
-    return [load_run(_folder_of(each), where) for each in chosen]
+    runs = [load_run(_folder_of(each), where) for each in chosen]
+    return runs if adapter is None else [adapted(runs[0], adapter)]
 
 
 def choose_device(name: str) -> torch.device:
@@ -384,9 +399,12 @@ class Predictor:
         return doubt_of_structures(fused.masks, list(self.task.structures), spacing)
 
     def _hashes(self, channels: Mapping[str, Path]) -> dict[str, Any]:
+        cards = [run.card["sha256"] for run in self.runs]
+        adapters = [card[ADAPTER] for card in cards if ADAPTER in card]
         return {
-            "model": [run.card["sha256"][WEIGHTS] for run in self.runs],
+            "model": [card[WEIGHTS] for card in cards],
             "input": {name: content_sha256(path) for name, path in channels.items()},
+            **({"adapter": adapters} if adapters else {}),
         }
 
 

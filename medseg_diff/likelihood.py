@@ -41,7 +41,7 @@ from medseg_diff.diffusion.likelihood import Bound, bits_per_dimension, log_like
 from medseg_diff.diffusion.samplers import Denoise, Denoised
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import atomic_text
-from medseg_diff.model import DiffusionModel, LatentModel
+from medseg_diff.model import DiffusionModel, JointModel, LatentModel
 from medseg_diff.truth import TrueWindows, cases_of, true_windows
 
 Method = Literal["both", "bound", "flow"]
@@ -138,7 +138,7 @@ def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, list[float]]]:
 def _measurable(run: LoadedRun, measure: Measure) -> tuple[DiffusionModel, list[str]]:
     """The model, frozen, and what the reader of its numbers must know."""
     model = run.model
-    if not isinstance(model, DiffusionModel) or isinstance(model, LatentModel):
+    if not isinstance(model, DiffusionModel) or isinstance(model, LatentModel | JointModel):
         raise UsageError(
             "it has no likelihood of masks",
             file=run.folder,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from medseg_diff import recipes_wider
 from medseg_diff.errors import UsageError
 from medseg_diff.translators import TRANSLATORS
 
@@ -353,6 +354,10 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "lsegdiff": lsegdiff,
     "rectified_flow": rectified_flow,
     "dit": dit,
+    "ccdm": recipes_wider.ccdm,
+    "berdiff": recipes_wider.berdiff,
+    "hidiff": recipes_wider.hidiff,
+    "diffatlas": recipes_wider.diffatlas,
 }
 
 

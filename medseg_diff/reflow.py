@@ -21,7 +21,7 @@ from medseg_diff.config import Config
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion.paths import Linear
 from medseg_diff.errors import InputError
-from medseg_diff.model import DiffusionModel, LatentModel, Sampling, SegmentationModel
+from medseg_diff.model import DiffusionModel, JointModel, LatentModel, Sampling, SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _checked(run: LoadedRun, config: Config) -> DiffusionModel:
     teacher, field = run.model, "training.reflow_from"
     if (
         not isinstance(teacher, DiffusionModel)
-        or isinstance(teacher, LatentModel)
+        or isinstance(teacher, LatentModel | JointModel)
         or not isinstance(teacher.path, Linear)
     ):
         raise InputError(

@@ -22,8 +22,15 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
 
+from medseg_diff import adapters, frozen
 from medseg_diff import resume as resuming
-from medseg_diff.checkpoint import WEIGHTS, load_tensors, save_model, transfer_weights
+from medseg_diff.checkpoint import (
+    WEIGHTS,
+    LoadedRun,
+    load_tensors,
+    save_model,
+    transfer_weights,
+)
 from medseg_diff.config import Config, TaskConfig, TrainingConfig
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
@@ -63,7 +70,8 @@ class Options:
     Attributes:
         resume: Go on from the run's last whole checkpoint.
         allow_mismatch: Resume although the configuration or the data changed.
-        init: Run folder or safetensors file to fine-tune from.
+        init: Run folder or safetensors file to fine-tune from; the run that stays frozen, where
+            the configuration has ``training.lora`` or ``model.control_planes``.
         report: Called after every step with the progress and the values to show.
         skip_bad: How many cases that cannot be read may be passed over.
     """
@@ -92,6 +100,7 @@ class _Run:
     log: TrainingLog
     report: Report | None
     skipped: Skipped
+    base: LoadedRun | None
 
     @property
     def progress(self) -> Progress:
@@ -120,19 +129,29 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     set_seed(config.seed)
     main = accelerator.is_main_process
     skipped = Skipped(options.skip_bad, out if main else None)
+    base = frozen.base_of(options.init, config)
+    if base is not None:
+        config = frozen.on_plan_of(base, config)
     config, cases, facts = prepare(config, skipped)
+    if base is not None:
+        config = frozen.normalised_as(base, config)
     task = task_of(config)
     model = build_model(config)
-    if options.init is not None:
+    if base is not None:
+        frozen.start(model, base, config)
+    elif options.init is not None:
         _start_from(options.init, model)
     training = config.training
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        [p for p in model.parameters() if base is None or p.requires_grad],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
     )
     model.train().to(accelerator.device)
     average = Average(model, training.ema_decay)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     identity = resuming.identity(config, cases) | attach_teacher(model, config, accelerator.device)
+    identity |= frozen.identity(base)
     state = resuming.State(model, average, optimiser, Progress(), identity)
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
@@ -150,11 +169,12 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         wrapped,
         state,
         model_card(config, facts, model),
-        TrainingSet(cached_cases(cases, train, task, plan, skipped), config, model.codec.channels),
+        TrainingSet(cached_cases(cases, train, task, plan, skipped), config, model.noise_channels),
         preprocessed(cases, validation, task, plan, skipped) if main else [],
         TrainingLog(out, state.progress.step, enabled=main),
         options.report if main else None,
         skipped,
+        base,
     )
     skipped.save()
     for sentence in warnings:
@@ -201,7 +221,10 @@ def _loop(run: _Run, caught: list[int]) -> None:
     )
     while progress.step < training.steps:
         began = time.perf_counter()
-        run.model.begin(progress.step)
+        if run.base is None:
+            run.model.begin(progress.step)
+        else:
+            frozen.begin(run.model, progress.step, run.config)
         values = _step(run, stream)
         _count_bad(run, values["loss"])
         progress.step += 1
@@ -260,7 +283,7 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
 def stages(config: Config) -> tuple[int, ...]:
     """Steps at which a stage of the training begins, and the last one's end."""
     latent, steps = config.model.latent, config.training.steps
-    if latent is None or latent.end_to_end:
+    if latent is None or latent.end_to_end or config.training.lora is not None:
         return (0, steps)
     return (0, min(latent.steps, steps), steps)
 
@@ -328,7 +351,11 @@ def _validate(run: _Run, values: dict[str, float]) -> None:
                 "steps": run.progress.step,
                 name: shown if known else None,
             }
-            save_model(run.out, run.model, run.config, {**run.card, "training": training})
+            card = {**run.card, "training": training}
+            if run.base is None or run.config.training.lora is None:
+                save_model(run.out, run.model, run.config, card)
+            else:
+                adapters.save_adapter(run.out, run.model, run.config, card, run.base)
 
 
 def validation_dice(

@@ -455,6 +455,48 @@ LIKELIHOOD = [
     Fault("and clean[0].numel() > MOST_TRACED", "and False"),
     Fault("    if not clean.requires_grad:", "    if False:"),
 ]
+DISCRETE = [
+    Fault("self.schedule.alpha_bar(t), like)", "self.schedule.alpha_bar(t).sqrt(), like)"),
+    Fault("return bar * clean + (1 - bar) * prior", "return bar * clean + (1 - bar)"),
+    Fault("return bar * clean + (1 - bar) * prior", "return (1 - bar) * clean + bar * prior"),
+    Fault("* self.marginal(clean, prior, s)", "* self.marginal(clean, prior, t)"),
+    Fault("joint / joint.sum(1", "joint / joint.sum(0"),
+    Fault(
+        "evidence = bar_t * x_t + (1 - bar_t) * own", "evidence = bar_s * x_t + (1 - bar_s) * own"
+    ),
+    Fault("evidence = bar_t * x_t + (1 - bar_t) * own", "evidence = torch.ones_like(p)"),
+    Fault("share = p / evidence", "share = p * evidence"),
+    Fault("prior * share.sum(1, keepdim=True)", "prior"),
+    Fault("kept = (1 - bar_s) / (1 - bar_t)", "kept = bar_s / bar_t"),
+    Fault("kept * x_t + (1 - kept) * p", "(1 - kept) * x_t + kept * p"),
+    Fault("step = self.bar(t, x_t) / self.bar(s, x_t)", "step = self.bar(t, x_t)"),
+    Fault("(1 - step) * (x_t * prior).sum(1, keepdim=True)", "(1 - step) * prior"),
+    Fault("torch.special.xlogy(true, true) - true", "-true"),
+    Fault("estimate.clamp_min(floor).log()", "estimate.clamp_min(floor)"),
+    Fault("gumbel = -torch.log(-torch.special", "gumbel = torch.log(-torch.special"),
+    Fault("probabilities.log() + gumbel", "probabilities + gumbel"),
+    Fault("< probabilities[:, 1])", "< probabilities[:, 0])"),
+    Fault("(u.double() * self.steps).ceil()", "(u.double() * self.steps).round()"),
+    Fault("self._likelihood(x_t, prior, t, s) * mixed", "mixed"),
+    Fault('if kind == "ancestral" else', 'if kind == "ddim" else'),
+    Fault("x = problem.draw(prior, problem.noise)", "x = prior"),
+    Fault("if float(s) == 0:", "if float(s) < 0:"),
+]
+
+LORA = [
+    Fault("self.gain = alpha / rank", "self.gain = alpha"),
+    Fault("self.gain = alpha / rank", "self.gain = alpha / bounded"),
+    Fault("weight.new_zeros(rows, bounded)", "weight.new_ones(rows, bounded)"),
+    Fault("bounded = min(rank, rows, columns)", "bounded = rank"),
+    Fault("torch.empty_like(weight).copy_(weight + change)", "weight + change"),
+    Fault("weight + change)", "weight - change)"),
+    Fault("    freeze(network, whole, without=without)\n    return", "    return"),
+    Fault("(not adapted and not left and _fits(name, whole))", "_fits(name, whole)"),
+    Fault("target + change)", "change)"),
+    Fault("change = value if b is None else (gain * (b @ value))", "change = value"),
+    Fault("if parameter.requires_grad and", "if"),
+]
+
 CODECS = [
     Fault("state = 2 * self.targets(labels) - 1", "state = self.targets(labels)"),
     Fault("state if weight is None else state * weight", "state"),
@@ -842,7 +884,9 @@ PLAN = [
     ("diffusion/objectives.py", "diffusion/test_objectives.py", OBJECTIVES),
     ("diffusion/time_laws.py", "diffusion/test_time_laws.py", TIME_LAWS),
     ("diffusion/guidance.py", "diffusion/test_guidance.py", GUIDANCE),
+    ("diffusion/discrete.py", "diffusion/test_discrete.py", DISCRETE),
     ("diffusion/likelihood.py", "diffusion/test_likelihood.py", LIKELIHOOD),
+    ("networks/lora.py", "test_lora.py", LORA),
     ("codecs.py", "test_codecs.py", CODECS),
     ("fusion/moments.py", "test_fusion.py fusion/test_weighted.py", MOMENTS),
     ("fusion/step_uncertainty.py", "test_fusion.py", STEP_UNCERTAINTY),

@@ -19,13 +19,13 @@ MISSING = {
     (data, name)
     for data in ("hippocampus", "slices")
     for name in ("mc_dropout", "probabilistic_unet")
-}
+} | {("hippocampus", name) for name in ("ccdm", "berdiff", "hidiff", "diffatlas")}
 
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
     files = sorted((repository / "configs").glob(f"{data}_*.yaml"))
-    # Reflow is a second training of a row that stands there already.
-    return {p.stem: load_config(p) for p in files if not p.stem.endswith("_reflow")}
+    # Reflow and adapters are second trainings of rows that stand there already.
+    return {p.stem: load_config(p) for p in files if not p.stem.endswith(("_reflow", "_lora"))}
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])
@@ -88,6 +88,14 @@ def test_reflow_goes_on_from_its_teacher(repository: Path) -> None:
         assert getattr(found[0], part) == getattr(found[1], part), part
     assert found[0].training.reflow_from == "runs/nuclei_rectified_flow"
     assert found[0].prediction.steps == 1
+
+
+def test_adapters_fit_the_shipped_model(repository: Path) -> None:
+    """The same networks, so that --init finds what it adapts."""
+    ours = load_config(repository / "configs" / "hippocampus_lora.yaml")
+    shipped = load_config(repository / "medseg_diff" / "models" / "hippocampus" / "config.yaml")
+    assert ours.model == shipped.model
+    assert ours.training.lora is not None
 
 
 def test_every_key_of_a_yaml_is_explained(repository: Path) -> None:

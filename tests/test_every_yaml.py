@@ -18,8 +18,9 @@ from medseg_diff.training import Options, fit
 from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# Reflow goes on from a teacher's run: tests/test_reflow.py.
-NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.endswith("_reflow")]
+# These go on from another run: tests/test_reflow.py, tests/test_lora.py.
+SECOND = ("_reflow", "_lora")
+NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.endswith(SECOND)]
 STEPS, CUT = 4, 3
 
 

@@ -27,6 +27,8 @@ TASKS = {
     "many": {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "input_channels": [3]},
 }
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
+# Drawn classes and joint states, without a conditioner.
+PLAIN = ("ccdm", "berdiff", "diffatlas")
 BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
 DIFFUSION = [name for name in recipes.RECIPES if name not in BASELINES]
 STOCHASTIC = [name for name in recipes.RECIPES if name != "unet"]
@@ -39,7 +41,7 @@ dims_of = pytest.mark.parametrize("dims", [2, 3])
 def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, Any]:
     """Configuration of a recipe at test width."""
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
-    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff"):
+    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", *PLAIN):
         small.pop("conditioner_features", None)
     if recipe == "dit":
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
@@ -76,7 +78,7 @@ def batch(model: SegmentationModel, dims: int, task: str = "many") -> Batch:
         normal(2, planes, *size),
         torch.randint(0, classes, (2, 1, *size), generator=generator, dtype=torch.int16),
         torch.tensor([0.6, 0.25], dtype=torch.float64),
-        normal(2, classes, *size),
+        normal(2, model.noise_channels, *size),
         torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64),
     )
 
@@ -122,7 +124,7 @@ def test_probabilities_on_an_odd_grid(recipe: str, dims: int, task: str):
     steps = drawn(model, given.image, given.noise)
     assert [step.index for step in steps] == list(range(len(steps)))
     p = steps[-1].probabilities.detach()
-    assert p.shape == given.noise.shape
+    assert p.shape == (2, model.codec.channels, *SIZES[dims])
     assert float(p.min()) >= 0
     assert float(p.max()) <= 1
     assert len(steps) == (2 if recipe in DIFFUSION else 1)
@@ -162,7 +164,7 @@ def test_the_noise_decides_too(recipe: str, dims: int):
 
 
 # These have no conditioner: there the image itself is the condition.
-@pytest.mark.parametrize("recipe", [n for n in DIFFUSION if n not in ("ensemdiff", "dit")])
+@pytest.mark.parametrize("recipe", [n for n in DIFFUSION if n not in ("ensemdiff", "dit", *PLAIN)])
 def test_zeroing_the_maps_of_the_context_changes_the_output(recipe: str):
     model = built(recipe, 2)
     given = batch(model, 2)

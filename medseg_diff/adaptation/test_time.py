@@ -158,7 +158,7 @@ def _probabilities(model: SegmentationModel, scan: Tensor) -> Tensor:
         raise UsageError(
             "TENT reads the logits of a plain U-Net", field="model.kind", expected="unet"
         )
-    return model.codec.probabilities(logits)
+    return model.mask_codec.probabilities(logits)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Frozen, typed configuration: what a YAML may say, checked at the door."""
 
+from medseg_diff.config.adapters import LoraConfig
 from medseg_diff.config.base import Section
 from medseg_diff.config.parse import load_config, merged, parse_config
 from medseg_diff.config.prediction import FuseName, PredictionConfig, SamplerName
@@ -20,6 +21,7 @@ __all__ = [
     "DataConfig",
     "FuseName",
     "LatentConfig",
+    "LoraConfig",
     "ModelConfig",
     "Normalisation",
     "ObjectiveConfig",

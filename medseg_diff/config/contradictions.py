@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medseg_diff.config.sections import Config
+    from medseg_diff.config.sections import Config, ModelConfig
 
 
 def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
@@ -18,7 +18,7 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "the truth: use output clean or correction",
     )
     yield (
-        (objective.kl > 0) != (model.kind == "probabilistic_unet"),
+        model.kind != "discrete" and (objective.kl > 0) != (model.kind == "probabilistic_unet"),
         "objective.kl trains the prior of model.kind: probabilistic_unet: set both or none",
     )
     yield (
@@ -50,6 +50,18 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         config.training.augmentation != "standard" and not config.training.augment,
         "training.augmentation says how training.augment changes the samples: leave augment on",
+    )
+    if model.kind == "discrete":
+        yield from _beside_classes(config)
+    yield (
+        model.joint and (config.plan.coordinates or config.training.reflow_from is not None),
+        "model.joint diffuses the image's channels: leave out plan.coordinates and "
+        "training.reflow_from",
+    )
+    yield (
+        model.control_planes > 0 and config.training.lora is not None,
+        "model.control_planes and training.lora each train their own part of a frozen base: leave "
+        "one out",
     )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
@@ -118,8 +130,8 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         "target image: use squared_error or absolute_error (recipe palette, bbdm or one_step)",
     )
     yield (
-        model.kind == "probabilistic_unet" or model.dropout > 0,
-        "a target image is made by model.kind: diffusion, or unet without dropout",
+        model.kind in ("probabilistic_unet", "discrete") or model.dropout > 0 or model.joint,
+        "a target image is made by model.kind: diffusion without joint, or unet without dropout",
     )
     yield (
         model.conditioner == "anchored" or model.latent is not None,
@@ -151,4 +163,108 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         model.uses_source and task.source_planes(model.source) != task.target_planes,
         f"the source has {task.source_planes(model.source)} planes and the target "
         f"{task.target_planes}: a path between them needs as many",
+    )
+
+
+def _beside_classes(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a process of drawn classes does not know."""
+    objective, wanted = config.objective, config.prediction
+    yield (
+        objective.squared_error > 0
+        or objective.min_snr_gamma is not None
+        or objective.recycling > 0
+        or objective.time_law == "importance",
+        "kind 'discrete' is trained by kl, dice, cross_entropy, focal and anchor: leave out "
+        "squared_error, min_snr_gamma, recycling and the time_law importance",
+    )
+    yield (
+        wanted.sampler not in ("ancestral", "ddim"),
+        "kind 'discrete' is drawn by prediction.sampler ancestral or ddim",
+    )
+    yield (
+        wanted.t_max != 1 or wanted.guidance != 1 or wanted.dynamic_threshold is not None,
+        "kind 'discrete' starts from its prior and has no guidance: leave out prediction.t_max, "
+        "guidance and dynamic_threshold",
+    )
+    steps = max(wanted.steps, wanted.validation_steps or 1)
+    yield (
+        steps > config.model.discrete_steps,
+        f"the process has model.discrete_steps: {config.model.discrete_steps}: take no more "
+        "prediction.steps",
+    )
+
+
+def discrete_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a process of drawn classes, each with the sentence for the user."""
+    classes = model.kind == "discrete"
+    segmenter = model.discrete_prior == "segmenter"
+    yield (
+        segmenter and (not classes or model.conditioner != "anchored"),
+        "discrete_prior 'segmenter' is an anchor's mask: set kind: discrete and conditioner: "
+        "anchored",
+    )
+    gaussian = (
+        model.path != "variance_preserving"
+        or model.betas is not None
+        or model.input_scale != 1
+        or model.zero_terminal_snr
+    )
+    yield (
+        classes and gaussian,
+        "kind 'discrete' has no path but model.schedule: leave out path, betas, input_scale and "
+        "zero_terminal_snr",
+    )
+    yield (
+        classes and model.output != "clean",
+        "kind 'discrete' predicts the mask's logits: set output: clean",
+    )
+    yield (
+        classes and (model.learned_variance or model.self_conditioning),
+        "kind 'discrete' has no learned_variance and no self_conditioning: leave them out",
+    )
+    yield (
+        classes and model.condition_dropout > 0,
+        "kind 'discrete' has no guidance: leave out condition_dropout",
+    )
+
+
+def joint_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a state of image and mask, each with the sentence for the user."""
+    joint = model.joint
+    yield (
+        joint and (model.kind != "diffusion" or model.latent is not None),
+        "joint stacks an image and a mask of pixels: set kind: diffusion and leave out latent",
+    )
+    yield (
+        joint and (model.conditioner != "none" or model.concat_image),
+        "joint shows the network no image beside its state: set conditioner: none and "
+        "concat_image: false",
+    )
+    yield (
+        joint and (model.output in ("clean", "correction") or model.learned_variance),
+        "an image has no logits, and joint no learned_variance: use output velocity, noise, score "
+        "or flow_velocity",
+    )
+    yield (
+        joint and (model.self_conditioning or model.condition_dropout > 0),
+        "joint has no condition: leave out self_conditioning and condition_dropout",
+    )
+
+
+def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a further condition, each with the sentence for the user."""
+    controlled = model.control_planes > 0
+    yield (
+        controlled and (model.kind != "diffusion" or model.denoiser != "unet"),
+        "control_planes copies the encoder of a denoiser: set kind: diffusion and denoiser: unet",
+    )
+    yield (
+        controlled and (not model.concat_image or model.latent is not None),
+        "control_planes come in with the image beside the state: set concat_image: true and leave "
+        "out latent",
+    )
+    yield (
+        controlled and (model.self_conditioning or model.discrete_prior == "segmenter"),
+        "control_planes are the last of the denoiser's input: leave out self_conditioning and "
+        "discrete_prior",
     )

@@ -12,8 +12,14 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from medseg_diff.config.adapters import LoraConfig
 from medseg_diff.config.base import Section
-from medseg_diff.config.contradictions import contradictions
+from medseg_diff.config.contradictions import (
+    contradictions,
+    control_apart,
+    discrete_apart,
+    joint_apart,
+)
 from medseg_diff.config.prediction import PredictionConfig
 from medseg_diff.config.task import TaskConfig
 
@@ -100,7 +106,12 @@ class ObjectiveConfig(Section):
     variational_bound: float = Field(
         0.0, ge=0, description="Improved DDPM's L_vlb; trains a learned variance"
     )
-    kl: float = Field(0.0, ge=0, description="probabilistic_unet: beta of KL(posterior || prior)")
+    kl: float = Field(
+        0.0,
+        ge=0,
+        description="probabilistic_unet: beta of KL(posterior || prior); discrete: KL of a step's "
+        "posterior, in nats a voxel",
+    )
     anchor: float = Field(0.0, ge=0, description="Dice + cross-entropy on the conditioner's mask")
     anchor_cross_entropy: float = Field(1.0, ge=0, description="cross-entropy's share of anchor")
     anchor_every: int = Field(
@@ -144,7 +155,7 @@ class LatentConfig(Section):
 class ModelConfig(Section):
     """Axes of the model; see ``recipes.py`` for the papers."""
 
-    kind: Literal["diffusion", "unet", "probabilistic_unet"] = "diffusion"
+    kind: Literal["diffusion", "discrete", "unet", "probabilistic_unet"] = "diffusion"
     denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2", "dit"] = "unet"
     features: tuple[int, ...] = Field(
         min_length=2, description="width of each level, finest first; dit: of each block, all equal"
@@ -195,6 +206,20 @@ class ModelConfig(Section):
     )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
+    control_planes: int = Field(
+        0,
+        ge=0,
+        description="last planes of the image that are a further condition of a frozen base, the "
+        "run that --init names (ControlNet)",
+    )
+    joint: bool = Field(
+        False, description="diffuse image and mask as one state; the image is put in at prediction"
+    )
+    discrete_steps: int = Field(250, ge=1, description="discrete: steps of the process")
+    discrete_prior: Literal["uniform", "segmenter"] = Field(
+        "uniform",
+        description="discrete: what noise is drawn from; segmenter is the anchor's own mask",
+    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="unet: share of channels that each draw drops (MC dropout)"
     )
@@ -205,7 +230,13 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
-        for broken, message in (*self._networks_apart(), *self._meanings_apart()):
+        for broken, message in (
+            *self._networks_apart(),
+            *self._meanings_apart(),
+            *discrete_apart(self),
+            *joint_apart(self),
+            *control_apart(self),
+        ):
             if broken:
                 raise ValueError(message)
         return self
@@ -349,6 +380,9 @@ class TrainingConfig(Section):
         None,
         description="run folder of a trained flow whose own pairs of noise and mask are learned, "
         "which straightens it; prediction does not need it",
+    )
+    lora: LoraConfig | None = Field(
+        None, description="train adapters of the run that --init names, and leave it frozen"
     )
     reflow_steps: int = Field(20, ge=1, description="Euler steps from a pair's noise to its mask")
 

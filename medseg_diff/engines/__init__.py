@@ -7,7 +7,7 @@ when it has room for it, so that no more cases are under way than it has workers
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +66,7 @@ class ModelSource:
         guide: Run folder of a U-Net that the draws lean towards.
         guide_scale: How strongly.
         translates: Whether the models make images.
+        adapter: File or run folder of an adapter that was trained on the model.
     """
 
     models: tuple[str, ...]
@@ -73,12 +74,13 @@ class ModelSource:
     guide: str | None = None
     guide_scale: float = 1.0
     translates: bool = False
+    adapter: str | None = None
 
     def load(self, device: str | None = None) -> Predictor:
         """The predictor, on the source's device or another."""
         if self.translates:
             return load_translator(self.models, device or self.device)
-        predictor = load(self.models, device or self.device)
+        predictor = load(self.models, device or self.device, self.adapter)
         if self.guide is None:
             return predictor
         from medseg_diff.guided import guided
@@ -89,7 +91,8 @@ class ModelSource:
         """The same with folders named from the root, for processes that stand elsewhere."""
         models = tuple(str(Path(m).absolute()) if Path(m).exists() else m for m in self.models)
         guide = None if self.guide is None else str(Path(self.guide).absolute())
-        return ModelSource(models, self.device, guide, self.guide_scale, self.translates)
+        adapter = None if self.adapter is None else str(Path(self.adapter).absolute())
+        return replace(self, models=models, guide=guide, adapter=adapter)
 
 
 def engine_by_name(

@@ -20,6 +20,9 @@ from medseg_diff.diffusion.grids import GridName
 from medseg_diff.diffusion.samplers import ErrorTable, FreshNoise
 from medseg_diff.networks.conditioners import Context
 
+# Steps of the process that the variational bound and the anchor's times refer to (DDPM's 1000).
+BOUND_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -113,6 +116,11 @@ class SegmentationModel(nn.Module, ABC):
             raise TypeError("this model makes images, not masks")
         return self.codec
 
+    @property
+    def noise_channels(self) -> int:
+        """Channels of the fields of noise that a training sample and a draw are handed."""
+        return self.codec.channels
+
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """Training loss of a batch."""
@@ -133,8 +141,9 @@ class SegmentationModel(nn.Module, ABC):
 
         Args:
             context: Windows, repeated once per draw.
-            noise: Starting noise, standard normal, (B, K, *S); a model with ``draw_normals`` is
-                handed (B, draw_normals) instead, and takes the first numbers of a field.
+            noise: Starting noise, standard normal, (B, noise_channels, *S); a model with
+                ``draw_normals`` is handed (B, draw_normals) instead, and takes the first numbers
+                of a field.
             sampling: Sampler, number of steps and grid.
             fresh_noise: ``index -> standard normal like noise``; for samplers that add noise.
         """
@@ -237,6 +246,24 @@ def image_losses(output: Tensor, target: Tensor, objective: ObjectiveConfig) -> 
         error = objectives.absolute_error(output, target)
         parts["absolute_error"] = objective.absolute_error * error
     return parts
+
+
+def anchor_losses(
+    context: Context, t: Tensor, batch: Batch, codec: OneHotCodec, objective: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """Weighted Dice + cross-entropy of the conditioner's own mask, where it has one.
+
+    MedSegDiff-V2 counts it at every alpha-th of 1000 time steps alone, ``objective.anchor_every``.
+    """
+    if objective.anchor == 0 or context.anchor is None:
+        return {}
+    chosen = (t * BOUND_STEPS).round().long() % objective.anchor_every == 0
+    if not bool(chosen.any()):
+        return {"anchor": context.anchor.sum() * 0}
+    both = ObjectiveConfig(dice=1, cross_entropy=objective.anchor_cross_entropy)
+    losses = mask_losses(context.anchor[chosen], batch.labels[chosen], codec, both)
+    share = float(chosen.float().mean())
+    return {"anchor": objective.anchor * share * torch.stack(list(losses.values())).sum()}
 
 
 def total(parts: dict[str, Tensor]) -> Loss:

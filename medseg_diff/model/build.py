@@ -6,6 +6,7 @@ from torch import nn
 
 from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
 from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
+from medseg_diff.diffusion.discrete import Categorical
 from medseg_diff.diffusion.paths import (
     BetaTable,
     BrownianBridge,
@@ -15,15 +16,19 @@ from medseg_diff.diffusion.paths import (
     VariancePreserving,
 )
 from medseg_diff.diffusion.time_laws import TimeLaw, time_law
+from medseg_diff.errors import UsageError
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
+from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.model.regression import RegressionModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
+from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
 from medseg_diff.networks.dropout import ChannelDropout
 from medseg_diff.networks.medsegdiff import (
     MedSegDiffV1Conditioner,
@@ -40,7 +45,16 @@ def build_model(config: Config) -> SegmentationModel:
     if config.task is None or config.plan.spatial_dims is None:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
+    if model.control_planes >= planes:
+        raise UsageError(
+            "no plane of the image is left to the base",
+            field="model.control_planes",
+            found=model.control_planes,
+            expected=f"fewer than {planes}",
+        )
     codec = build_codec(config.task)
+    if isinstance(codec, OneHotCodec) and (model.kind == "discrete" or model.joint):
+        return build_drawn_otherwise(dims, planes, codec, config)
     if model.kind != "diffusion":
         return build_baseline(dims, planes, codec, model, config.objective)
     state = codec.channels if model.latent is None else model.latent.channels
@@ -62,6 +76,26 @@ def build_model(config: Config) -> SegmentationModel:
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
     return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+
+
+def build_drawn_otherwise(
+    dims: int, planes: int, codec: OneHotCodec, config: Config
+) -> SegmentationModel:
+    """A model whose state is no encoded mask: classes themselves, or image and mask together."""
+    model, law = config.model, build_law(config.objective)
+    if model.joint:
+        denoiser = build_denoiser(dims, planes, planes + codec.channels, model)
+        path = build_path(model)
+        return JointModel(planes, denoiser, path, codec, law, model, config.objective)
+    return DiscreteModel(
+        build_denoiser(dims, planes, codec.channels, model),
+        build_conditioner(dims, planes, codec.channels, model),
+        Categorical(VariancePreserving(model.schedule), model.discrete_steps),
+        codec,
+        law,
+        model,
+        config.objective,
+    )
 
 
 def build_baseline(
@@ -126,6 +160,11 @@ def build_law(objective: ObjectiveConfig) -> TimeLaw:
 
 def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) -> nn.Module | None:
     """Image -> context."""
+    if model.control_planes > 0 and model.conditioner != "none":
+        plain = model.model_copy(update={"control_planes": 0})
+        own = planes - model.control_planes
+        inner = build_conditioner(dims, own, classes, plain)
+        return None if inner is None else FirstPlanes(inner, own)
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
         # Above a latent's grid the image has finer levels of its own, which the context skips.
@@ -142,6 +181,7 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
     """Network of the state, at the widths and with the inputs that the configuration names."""
     inputs = state * (2 if model.self_conditioning else 1)
     inputs += planes if model.concat_image else 0
+    inputs += state if model.discrete_prior == "segmenter" else 0
     outputs = state * (2 if model.learned_variance else 1)
     widths = model.conditioner_features or model.features
     if model.denoiser == "medsegdiff_v1":
@@ -174,6 +214,16 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             token_size=model.token_size,
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths[-1],
+        )
+    if model.control_planes > 0:
+        return ControlledUNet(
+            dims,
+            inputs,
+            outputs,
+            model.features,
+            condition_channels=model.control_planes,
+            time_channels=model.time_channels,
+            context_channels=None if model.conditioner == "none" else widths,
         )
     return UNet(
         dims,

@@ -34,11 +34,17 @@ from medseg_diff.diffusion.samplers import (
     sample,
 )
 from medseg_diff.diffusion.time_laws import Importance, TimeLaw
-from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel, mask_losses, total
+from medseg_diff.model.base import (
+    BOUND_STEPS,
+    Estimate,
+    Loss,
+    Sampling,
+    SegmentationModel,
+    anchor_losses,
+    mask_losses,
+    total,
+)
 from medseg_diff.networks.conditioners import Context
-
-# Steps of the process that the variational bound refers to (DDPM's 1000).
-BOUND_STEPS = 1000
 
 
 class DiffusionModel(SegmentationModel):
@@ -193,13 +199,15 @@ class DiffusionModel(SegmentationModel):
             wanted = target(self.meaning, self.path, clean, noise, t, self.source(context))
             marked = self.config.latent is None and self.coupling is None
             voxels = self.codec.weight(batch.labels) if marked else None
-            parts |= self._errors(output, wanted, t, _Weights(importance, voxels))
+            parts |= self._errors(output, wanted, t, Weights(importance, voxels))
         if variance is not None and self.objective.variational_bound > 0:
             bound = self._bound(output, variance, clean, x_t, t)
             bound = (bound * importance.to(bound)).mean()
             parts["variational_bound"] = self.objective.variational_bound * bound
         parts |= self._mask_losses(output, x_t, t, batch, importance)
-        return parts | self._anchor_losses(context, t, batch)
+        if self.objective.anchor > 0:
+            parts |= anchor_losses(context, t, batch, self.mask_codec, self.objective)
+        return parts
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Images, some of them blank: what classifier-free guidance leans on."""
@@ -235,7 +243,7 @@ class DiffusionModel(SegmentationModel):
             return self.denoised(x_t, t, context).clean * spread(chosen, x_t)
 
     def _errors(
-        self, output: Tensor, wanted: Tensor, t: Tensor, weights: _Weights
+        self, output: Tensor, wanted: Tensor, t: Tensor, weights: Weights
     ) -> dict[str, Tensor]:
         """Weighted errors of the network's own target."""
         objective, parts = self.objective, dict[str, Tensor]()
@@ -271,19 +279,6 @@ class DiffusionModel(SegmentationModel):
         return mask_losses(
             logits, batch.labels, self.mask_codec, wanted, squared=self.logits, samples=samples
         )
-
-    def _anchor_losses(self, context: Context, t: Tensor, batch: Batch) -> dict[str, Tensor]:
-        wanted = self.objective
-        if wanted.anchor == 0 or context.anchor is None:
-            return {}
-        # MedSegDiff-V2 counts it at every alpha-th time step alone.
-        chosen = (t * BOUND_STEPS).round().long() % wanted.anchor_every == 0
-        if not bool(chosen.any()):
-            return {"anchor": context.anchor.sum() * 0}
-        both = ObjectiveConfig(dice=1, cross_entropy=wanted.anchor_cross_entropy)
-        losses = mask_losses(context.anchor[chosen], batch.labels[chosen], self.mask_codec, both)
-        share = float(chosen.float().mean())
-        return {"anchor": wanted.anchor * share * torch.stack(list(losses.values())).sum()}
 
     # Sampling
 
@@ -387,7 +382,7 @@ def _anchor_of(context: Context) -> Tensor:
     return context.anchor
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """Weights of samples (B,) and of voxels (B, 1, *S) in a squared error."""
 
     samples: Tensor

@@ -33,6 +33,11 @@ class Flipped(SegmentationModel):
         self.axes = [axis + 2 for axis in axes]
         self.turned = [axis - coordinates for axis in axes if axis < coordinates]
 
+    @property
+    def noise_channels(self) -> int:
+        """The model's own."""
+        return self.model.noise_channels
+
     def loss(self, batch: Batch) -> Loss:
         """The model's own: mirroring is for prediction."""
         return self.model.loss(batch)

@@ -175,10 +175,17 @@ class UNet(nn.Module):
         to_layout(self, self.layout)
 
     def maps(
-        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        context: Sequence[Tensor] | None = None,
+        added: Sequence[Tensor] | None = None,
     ) -> Maps:
-        """Feature maps of the padded input; times (B,), context maps finest first."""
-        return self._maps(x, t, context, None)
+        """Feature maps of the padded input; times (B,), context maps finest first.
+
+        ``added`` are maps like the encoder's, finest first, that the decoder finds added to them.
+        """
+        return self._maps(x, t, context, None, added)
 
     def dropped(self, x: Tensor, gains: Gains) -> Tensor:
         """(B, in_channels, *S) -> (B, out_channels, *S), each level's maps times its gains."""
@@ -190,6 +197,7 @@ class UNet(nn.Module):
         t: Tensor | None,
         context: Sequence[Tensor] | None,
         gains: Gains | None,
+        added: Sequence[Tensor] | None = None,
     ) -> Maps:
         time = None if self.embedding is None or t is None else self.embedding(t)
         x = pad_to_multiple(x, self.factor).contiguous(memory_format=self.layout)
@@ -200,6 +208,9 @@ class UNet(nn.Module):
                 x = x + self.mix[level](context[level])
             x = x if gains is None else scaled(x, gains.encoder[level])
             encoder.append(x)
+        if added is not None:
+            encoder = [own + other for own, other in zip(encoder, added, strict=True)]
+            x = encoder[-1]
         decoder = [x]
         for level in reversed(range(len(self.up))):
             x = self.merge[level](torch.cat([encoder[level], self.up[level](x)], dim=1), time)
@@ -208,10 +219,14 @@ class UNet(nn.Module):
         return Maps(tuple(encoder), tuple(decoder))
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        context: Sequence[Tensor] | None = None,
+        added: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """(B, in_channels, *S) -> (B, out_channels, *S)."""
-        return self.read_out(self.maps(x, t, context), x)
+        return self.read_out(self.maps(x, t, context, added), x)
 
     def read_out(self, maps: Maps, like: Tensor) -> Tensor:
         """Output (B, out_channels, *S) at the size of ``like`` from maps already computed."""
