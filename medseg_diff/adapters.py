@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -85,15 +84,14 @@ def save_adapter(
             **_wanted(config).model_dump(mode="json"),
         },
     }
-    text = config.to_yaml()
     metadata = {
         "base": base_hash,
         "digest": _digest(learned),
-        "config": text,
+        "config": config.model_dump_json(),
         "card": json.dumps(whole),
     }
     save_tensors(run / ADAPTER, learned, metadata)
-    atomic_text(run / CONFIG, text)
+    atomic_text(run / CONFIG, config.to_yaml())
     vouched = {**whole, "sha256": {ADAPTER: file_sha256(run / ADAPTER), "base": base_hash}}
     atomic_text(run / CARD, json.dumps(vouched, indent=2) + "\n")
 
@@ -128,13 +126,15 @@ def load_adapter(source: str | Path) -> Adapter:
     try:
         with safe_open(file, framework="pt") as opened:
             found = opened.metadata() or {}
-        given = yaml.safe_load(found["config"])
-        card, base, whole = json.loads(found["card"]), found["base"], found["digest"]
-        whole = whole == _digest(tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, yaml.YAMLError, RecursionError):
+        given, card = json.loads(found["config"]), json.loads(found["card"])
+        base, whole = found["base"], found["digest"] == _digest(tensors)
+        known = given["training"]["lora"] is not None and "base_name" in card["adapter"]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+        known = False
+    if not known:
         raise InputError(
             "not an adapter", file=file, remedy="give what training with training.lora wrote"
-        ) from None
+        )
     if not whole:
         raise InputError(
             "the adapter's numbers are not those that were written",

@@ -248,13 +248,15 @@ def test_another_base_is_refused(cases: Path, adapter: Path, tmp_path: Path) -> 
 def test_numbers_that_changed_are_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     file = tmp_path / "adapter.safetensors"
     tensors, found = load_file(adapter / "adapter.safetensors"), load_adapter(adapter)
-    metadata = {"base": found.base, "config": found.config.to_yaml(), "digest": "0"}
-    save_file(tensors, file, {**metadata, "card": json.dumps(found.card)})
+    metadata = {"base": found.base, "config": found.config.model_dump_json(), "digest": "0"}
+    metadata["card"] = json.dumps(found.card)
+    save_file(tensors, file, metadata)
     with pytest.raises(InputError, match="not those that were written"):
         adapted(load_run(base), file)
-    save_file(tensors, file)
-    with pytest.raises(InputError, match="not an adapter"):
-        load_adapter(file)
+    for broken in ({}, {"config": "[]"}, {"config": "{"}, {"card": "{}"}, {"card": "[" * 10**5}):
+        save_file(tensors, file, {**metadata, **broken} if broken else None)
+        with pytest.raises(InputError, match="not an adapter"):
+            load_adapter(file)
 
 
 class _Cut(Exception):

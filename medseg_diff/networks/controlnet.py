@@ -86,7 +86,7 @@ class ControlledUNet(nn.Module):
         state, condition = x[:, : self.own], x[:, self.own :]
         maps = self.copy.maps(state + self.enter(condition), t, context).encoder
         added = [layer(each) for layer, each in zip(self.leave, maps, strict=True)]
-        return self.base(state, t, context, added)
+        return self.base.controlled(state, t, context, added)
 
 
 class FirstPlanes(nn.Module):

@@ -175,21 +175,24 @@ class UNet(nn.Module):
         to_layout(self, self.layout)
 
     def maps(
-        self,
-        x: Tensor,
-        t: Tensor | None = None,
-        context: Sequence[Tensor] | None = None,
-        added: Sequence[Tensor] | None = None,
+        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
     ) -> Maps:
-        """Feature maps of the padded input; times (B,), context maps finest first.
-
-        ``added`` are maps like the encoder's, finest first, that the decoder finds added to them.
-        """
-        return self._maps(x, t, context, None, added)
+        """Feature maps of the padded input; times (B,), context maps finest first."""
+        return self._maps(x, t, context, None)
 
     def dropped(self, x: Tensor, gains: Gains) -> Tensor:
         """(B, in_channels, *S) -> (B, out_channels, *S), each level's maps times its gains."""
         return self.read_out(self._maps(x, None, None, gains), x)
+
+    def controlled(
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        context: Sequence[Tensor] | None,
+        added: Sequence[Tensor],
+    ) -> Tensor:
+        """:meth:`forward` with maps like the encoder's, finest first, added to what it decodes."""
+        return self.read_out(self._maps(x, t, context, None, added), x)
 
     def _maps(
         self,
@@ -219,14 +222,10 @@ class UNet(nn.Module):
         return Maps(tuple(encoder), tuple(decoder))
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor | None = None,
-        context: Sequence[Tensor] | None = None,
-        added: Sequence[Tensor] | None = None,
+        self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None
     ) -> Tensor:
         """(B, in_channels, *S) -> (B, out_channels, *S)."""
-        return self.read_out(self.maps(x, t, context, added), x)
+        return self.read_out(self.maps(x, t, context), x)
 
     def read_out(self, maps: Maps, like: Tensor) -> Tensor:
         """Output (B, out_channels, *S) at the size of ``like`` from maps already computed."""
