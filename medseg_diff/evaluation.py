@@ -200,6 +200,28 @@ def evaluate_part(
     return evaluate(pred_dir, references, out_dir, **{**given, **settings})
 
 
+def score_part(
+    pred_dir: str | Path, cases: CaseList, *, part: Part = "test", tolerance_mm: float = 1.0
+) -> pd.DataFrame:
+    """The long per-case table of `evaluate_part` alone: no summary, no pictures, no files.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    chosen = [case for case in cases.part(part) if case.references]
+    if not chosen:
+        raise InputError(f"no {part} case with a reference", field="cases")
+    references = {c.case: cases.reference_paths(c)[0] for c in chosen}
+    found = pair_cases(pred_dir, references, None, None)
+    labels = cases.labels if cases.regions is None else None
+    structures, allowed = _structures(found, labels, cases.regions, cases.ignore_label, _DEFAULT)
+    plan = _Plan(structures, allowed, cases.ignore_label, tolerance_mm, _DEFAULT)
+    rows = [row for case in found for row in _score(case, plan, *_masks(case, plan))]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    patients = {c.case: c.patient for c in chosen}
+    return table.assign(patient=[patients[case] for case in table["case"]])
+
+
 def _shown(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 

@@ -31,7 +31,7 @@ from medseg_diff.data.frozen_shifts import load_shifts
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.errors import UsageError
-from medseg_diff.evaluation import evaluate_part
+from medseg_diff.evaluation import score_part
 from medseg_diff.files import atomic_text
 from medseg_diff.inference import load
 
@@ -241,8 +241,8 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     predictor = load(adapted.run, "cpu")
     predictor.around = adapted.around
     wanted = [Case(c.case, listed.channel_paths(c)) for c in listed.cases]
-    predict_many(predictor, wanted, folder / "predictions", go_on=True)
-    result = evaluate_part(folder / "predictions", listed, folder / "evaluation", part=part)
+    predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False)
+    per_case = score_part(folder / "predictions", listed, part=part)
     records = [
         json.loads((folder / "predictions" / f"{c.case}.json").read_text(encoding="utf-8"))
         for c in listed.cases
@@ -251,7 +251,7 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     seconds = [record["seconds"] for record in records]
     n = len(records)
     passes = adapted.passes * sum(calls) / n
-    return _Scored(result.per_case, passes, restyling + sum(seconds) / n)
+    return _Scored(per_case, passes, restyling + sum(seconds) / n)
 
 
 def _row_key(experiment: Experiment, domain: Domain, row: str, work: Work) -> Mapping[str, Any]:

@@ -113,6 +113,7 @@ class Work:
         home = self.folder if self.target_used else self.shared
         run, listed = home / "runs" / name, home / "lists" / f"{name}.json"
         listed.parent.mkdir(parents=True, exist_ok=True)
+        cases = cases.with_cases(c for c in cases.cases if c.part != "test")
         save_caselist(cases, listed)
         data = {"cases": str(listed), "root": str(cases.root)}
         keys = merged(self.config.model_dump(mode="json"), {**changes, "data": data, "name": name})

@@ -75,7 +75,7 @@ def test_every_row_leaves_its_cases(done):
     assert (
         used["source_only"] == used["strong_augmentation"] == used["histogram_matching"] == "none"
     )
-    assert used["fourier"] == used["adabn"] == "scans"
+    assert used["fourier"] == used["adabn"] == used["self_training"] == "scans"
     assert used["tent"] == "the scan itself"
     assert used["oracle"] == "labels"
     assert len(lines) == len(ROWS)
@@ -87,7 +87,23 @@ def test_trainings_without_the_target_are_shared(done):
     own = {p.name for p in (folder / "out" / "inverted" / "seed0" / "runs").iterdir()}
     names = {"source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast"}
     assert shared == names
-    assert own == {"adabn", "fourier", "oracle"}
+    assert own == {"adabn", "fourier", "oracle", "self_training"}
+
+
+def test_self_training_learns_the_source_models_masks(done):
+    folder, _, _ = done
+    home = folder / "out" / "inverted" / "seed0" / "self_training"
+    listed = load_caselist(home.parent / "lists" / "self_training.json", home)
+    kinds = {c.case.split("_")[0]: c.part for c in listed.cases if c.part == "train"}
+    assert kinds == {"source": "train", "target": "train"}
+    for case in listed.cases:
+        (mask,) = listed.reference_paths(case)
+        name = case.case.partition("_")[2]
+        if case.case.startswith("target"):
+            assert mask.read_bytes() == (home / "predictions" / f"{name}.nii.gz").read_bytes()
+        else:
+            original = folder / "data" / "labels" / f"{name}.nii.gz"
+            assert mask.read_bytes() == original.read_bytes()
 
 
 def test_the_picture_shows_every_row(done):
