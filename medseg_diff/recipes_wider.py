@@ -23,8 +23,8 @@ def ccdm() -> Keys:
     Departures: the KL is a mean over voxels where the released code sums, the same to AdamW; 50
     sampling steps on the exact posterior between their times, where the paper walks all 250 (the
     released code's shorter walk keeps the posterior of one step); the state enters as -1 and 1;
-    a U-Net without attention and without DINO features; a constant average, the package's schedule
-    of rates. Overlapping regions are a variable of two categories each.
+    a U-Net without attention and without DINO features; the package's average of weights and
+    learning rates. Overlapping regions are a variable of two categories each.
     """
     return {
         "model": {

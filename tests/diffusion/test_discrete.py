@@ -215,5 +215,28 @@ def test_a_walk_holds_classes_until_its_last_estimate(kind: str) -> None:
         walked(kind, 2, fresh=False)
 
 
-def test_the_two_walks_differ() -> None:
-    assert not torch.equal(walked("ancestral", 4)[1], walked("ddim", 4)[1])
+@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+def test_a_walk_starts_from_the_prior_and_takes_its_own_steps(kind: str) -> None:
+    """What the denoiser is handed, against the same draws by hand."""
+    own, noise = (
+        process("cosine"),
+        torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(5)),
+    )
+    prior = torch.tensor([0.6, 0.3, 0.1])[None, :, None].expand_as(noise)
+    seen: list[Tensor] = []
+
+    def estimate(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x)
+        return 0.8 * x + 0.2 / 3
+
+    fresh = noise.flip(2)
+    problem = DiscreteProblem(
+        own, estimate, prior, noise, own.grid(3), draw_one_hot, lambda k: fresh
+    )
+    list(walk(problem, kind))
+    assert torch.equal(seen[0], draw_one_hot(prior, noise))
+    step = {"ancestral": own.reverse, "ddim": own.implicit}[kind]
+    p, times = 0.8 * seen[0] + 0.2 / 3, own.grid(3)
+    probabilities = step(seen[0], p, prior, times[:1], times[1:2])
+    assert torch.equal(seen[1], draw_one_hot(probabilities, fresh))
+    assert not torch.equal(seen[1], seen[0])
