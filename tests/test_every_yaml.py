@@ -18,8 +18,12 @@ from medseg_diff.training import Options, fit
 from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# Reflow goes on from a teacher's run: tests/test_reflow.py.
-NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.endswith("_reflow")]
+# Reflow goes on from a teacher's run: tests/test_reflow.py. Images: tests/test_translation.py.
+NAMES = [
+    p.stem
+    for p in sorted(CONFIGS.glob("*.yaml"))
+    if not p.stem.endswith("_reflow") and not p.stem.startswith("flair_")
+]
 STEPS, CUT = 4, 3
 
 
