@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medseg_diff.config import Config, load_config, merged, parse_config
 from medseg_diff.model import build_model
 from medseg_diff.recipes import RECIPES
+from medseg_diff.translators import TRANSLATORS
 
 TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
 
@@ -76,6 +77,20 @@ def test_the_default_recipes_denoiser_is_cheap(repository: Path, data: str) -> N
                 call()
             counts.append(counter.get_total_flops())
     assert 0 < counts[1] <= counts[0] / 5, counts
+
+
+def test_translators_share_budget_and_size(repository: Path) -> None:
+    """One network, one budget: rows differ in what is diffused."""
+    found = configurations(repository, "flair")
+    assert set(found) == {f"flair_{name}" for name in TRANSLATORS}
+    first, sizes = found["flair_one_step"], []
+    for config in found.values():
+        for part in ("training", "data", "plan", "seed"):
+            assert getattr(config, part) == getattr(first, part), config.name
+        task = {"channels": ["T1"], "target": "FLAIR", "input_channels": [1]}
+        model = build_model(parse_config(config.model_dump() | {"task": task}))
+        sizes.append(sum(p.numel() for p in model.parameters()))
+    assert max(sizes) / min(sizes) < 1.1, sizes
 
 
 def test_reflow_goes_on_from_its_teacher(repository: Path) -> None:

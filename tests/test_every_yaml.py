@@ -18,9 +18,14 @@ from medseg_diff.training import Options, fit
 from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# These go on from another run: tests/test_reflow.py, tests/test_lora.py.
-SECOND = ("_reflow", "_lora")
-NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.endswith(SECOND)]
+# Some go on from another run: tests/test_reflow.py, tests/test_lora.py. Images:
+# tests/test_translation.py.
+APART = ("*_reflow", "*_lora", "flair_*")
+NAMES = [
+    path.stem
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    if not any(path.match(f"{pattern}.yaml") for pattern in APART)
+]
 STEPS, CUT = 4, 3
 
 

@@ -184,7 +184,7 @@ def test_each_recipe_is_what_its_paper_says():
     assert isinstance(built("one_step", 2), RegressionModel)
     for name, recipe in TRANSLATORS.items():
         assert "eparture" in (recipe.__doc__ or ""), f"{name}: say what departs from the paper"
-        assert recipe()["model"]["features"] == TRANSLATORS["one_step"]()["model"]["features"]
+        assert recipe()["model"]["features"][:3] == [16, 32, 64]
 
 
 def test_the_bridge_is_trained_on_the_residual_from_the_source():

@@ -127,6 +127,7 @@ class CaseList(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> CaseList:
+        check_targets(self)
         _check_labels(self)
         _check_cases(self)
         check_leaks(self)
@@ -327,7 +328,6 @@ def _check_cases(caselist: CaseList) -> None:
     no_image = [case.case for case in caselist.cases if not case.channels]
     if no_image:
         raise InputError("cases without an image", field="channels", found=", ".join(no_image))
-    check_targets(caselist)
     no_mask = [c.case for c in caselist.cases if c.part != "test" and not c.references]
     if no_mask and caselist.target is None:
         raise InputError(
