@@ -75,7 +75,8 @@ def test_entropy_falls_and_the_network_is_put_back(windows: torch.Tensor):
     state = {k: v.clone() for k, v in model.state_dict().items()}
 
     def entropy() -> float:
-        return float(mean_entropy(model.codec.probabilities(model.context(windows).anchor)))
+        p = model.codec.probabilities(model.context(windows).anchor).detach()
+        return float(mean_entropy(p))
 
     with entropy_minimised(model, windows, steps=0):
         start = entropy()
