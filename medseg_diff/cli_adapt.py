@@ -10,7 +10,7 @@ import typer
 
 
 def adapt(
-    experiment: Annotated[Path, typer.Argument(help="YAML file; see configs/adapt_*.yaml.")],
+    experiment: Annotated[Path, typer.Argument(help="YAML file; see configs/experiments/.")],
     out: Annotated[Path, typer.Option(help="Folder for trainings, rows, tables and reports.")],
 ) -> None:
     """Train and score every row of a domain adaptation experiment; goes on where it stopped."""
