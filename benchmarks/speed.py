@@ -66,13 +66,12 @@ def measure(words: list[str], given: argparse.Namespace) -> dict[str, Any]:
     from medseg_diff.data.prepare import prepare
     from medseg_diff.model import build_model
     from medseg_diff.resume import Average
-    from medseg_diff.training import task_of
 
     yaml, *settings = words
     config, cases, _ = prepare(load_config(yaml, [*settings, "data.limit=16"]))
     model = build_model(config).train().to(given.device)
     part = cases.part("train")[:16]
-    cached = cached_cases(cases, part, task_of(config), config.plan)
+    cached = cached_cases(cases, part, config.known_task, config.plan)
     batch = next(batches(TrainingSet(cached, config, model.codec.channels), 0, 1))
     batch = batch.to(torch.device(given.device))
     rate = config.training.learning_rate

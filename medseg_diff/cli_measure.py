@@ -29,7 +29,7 @@ def estimate_variance(
 ) -> None:
     """Measure once what `--sampler analytic` needs, and store it in the run folder."""
     from medseg_diff.checkpoint import load_run
-    from medseg_diff.inference import choose_device
+    from medseg_diff.loading import choose_device
     from medseg_diff.variance import estimate_variance as run
 
     loaded = load_run(model, choose_device(device))
@@ -93,9 +93,9 @@ def likelihood(
     if not 0 < t_min < 1:
         raise UsageError("out of range", field="--t-min", found=t_min, expected="0 < t_min < 1")
     from medseg_diff.checkpoint import load_run
-    from medseg_diff.inference import choose_device
     from medseg_diff.likelihood import VALUES, Measure, Row
     from medseg_diff.likelihood import likelihood as run
+    from medseg_diff.loading import choose_device
 
     def report(row: Row) -> None:
         bits = ", ".join(f"{k} {row[k]:.4g}" for k in VALUES if k in row)

@@ -10,13 +10,13 @@ import numpy as np
 from medseg_diff import io
 from medseg_diff.checkpoint import read_card
 from medseg_diff.errors import InputError
-from medseg_diff.inference import SHIPPED, _folder_of
+from medseg_diff.loading import SHIPPED, folder_of
 
 
 def describe(target: str) -> str:
     """Text for a run folder, a shipped model's name or a scan."""
     if target in SHIPPED or (Path(target).is_dir() and not io.holds_dicom(target)):
-        return _model_lines(read_card(_folder_of(target)))
+        return _model_lines(read_card(folder_of(target)))
     if not Path(target).exists():
         raise InputError("no such model or scan", file=target, remedy="check the path")
     return _scan_lines(Path(target))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg_diff import __version__, io, memory, sanity
-from medseg_diff.adapters import adapted
 from medseg_diff.answer import Answer, WayBack
-from medseg_diff.checkpoint import ADAPTER, WEIGHTS, LoadedRun, load_run
+from medseg_diff.checkpoint import ADAPTER, WEIGHTS, LoadedRun
 from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import spacing_of
@@ -30,11 +28,10 @@ from medseg_diff.draws import ONE, Fused, doubt_of_structures, expected_change
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import content_sha256
+from medseg_diff.loading import load_runs
 from medseg_diff.model import Sampling, SegmentationModel, with_flips
 from medseg_diff.morphology import ShapeRule, clean_by_rules, clean_labels
 from medseg_diff.scan import PlacedScan, need_of, read_scan
-
-SHIPPED = ("hippocampus",)
 
 Scan = str | Path | Mapping[str, str | Path]
 # Changes a model for one scan, (C, *S) on the model grid with a window's size, and undoes it.
@@ -56,47 +53,6 @@ def load(
         adapter: File or run folder of an adapter that was trained on the model, a single one.
     """
     return Predictor(load_runs(model, device, adapter))
-
-
-def load_runs(
-    model: str | Path | Sequence[str | Path],
-    device: str = "auto",
-    adapter: str | Path | None = None,
-) -> list[LoadedRun]:
-    """The runs of a model or an ensemble, whatever they make; see :func:`load`."""
-    chosen = [model] if isinstance(model, str | Path) else list(model)
-    if not chosen:
-        raise UsageError("no model given", field="--model")
-    if adapter is not None and len(chosen) != 1:
-        raise UsageError(
-            "an adapter belongs to one model", field="--adapter", found=f"{len(chosen)} models"
-        )
-    where = choose_device(device)
-    runs = [load_run(_folder_of(each), where) for each in chosen]
-    return runs if adapter is None else [adapted(runs[0], adapter)]
-
-
-def choose_device(name: str) -> torch.device:
-    """Device by name; ``"auto"`` takes the GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            "unknown device", field="--device", found=name, expected="auto, cpu or cuda"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "no GPU here", field="--device", found=name, remedy="use --device cpu or auto"
-        )
-    return device
-
-
-def _folder_of(model: str | Path) -> Path:
-    if str(model) in SHIPPED and not Path(model).exists():
-        return Path(str(files("medseg_diff") / "models" / str(model)))
-    return Path(model)
 
 
 class Predictor:

@@ -12,14 +12,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from numpy.typing import NDArray
 from torch import nn
 
 from medseg_diff import adapters, frozen
@@ -31,22 +29,20 @@ from medseg_diff.checkpoint import (
     save_model,
     transfer_weights,
 )
-from medseg_diff.config import Config, TaskConfig, TrainingConfig
+from medseg_diff.config import Config, TrainingConfig
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
 from medseg_diff.data.prepare import prepare
 from medseg_diff.data.records import Batch
-from medseg_diff.data.transforms import network_input
 from medseg_diff.data.unreadable import Skipped
-from medseg_diff.ensemble import Request, infer
 from medseg_diff.errors import InputError
-from medseg_diff.metrics import dice
-from medseg_diff.model import Loss, Sampling, SegmentationModel, build_model
+from medseg_diff.model import Loss, SegmentationModel, build_model
 from medseg_diff.processes import accelerator as make_accelerator
 from medseg_diff.processes import deaths_named, signals
 from medseg_diff.reflow import attach_teacher
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
+from medseg_diff.validation import in_units, validation_dice, validation_error
 
 Report = Callable[[Progress, dict[str, float]], None]
 
@@ -135,7 +131,7 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     config, cases, facts = prepare(config, skipped)
     if base is not None:
         config = frozen.normalised_as(base, config)
-    task = task_of(config)
+    task = config.known_task
     model = build_model(config)
     if base is not None:
         frozen.start(model, base, config)
@@ -186,13 +182,6 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     finally:
         run.log.close()
     return out
-
-
-def task_of(config: Config) -> TaskConfig:
-    """The task of a configuration that :func:`prepare` completed."""
-    if config.task is None:
-        raise ValueError("the configuration is not complete: it has no task")
-    return config.task
 
 
 def _start_from(init: Path, model: SegmentationModel) -> None:
@@ -333,7 +322,7 @@ def _count_bad(run: _Run, loss: float) -> None:
 
 def _validate(run: _Run, values: dict[str, float]) -> None:
     """Sample with the averaged weights; keep them if Dice, or the error, is the best so far."""
-    translates = task_of(run.config).target is not None
+    translates = run.config.known_task.target is not None
     with run.state.average.applied_to(run.model):
         if translates:
             error = validation_error(run.model, run.validation, run.config)
@@ -356,52 +345,3 @@ def _validate(run: _Run, values: dict[str, float]) -> None:
                 save_model(run.out, run.model, run.config, card)
             else:
                 adapters.save_adapter(run.out, run.model, run.config, card, run.base)
-
-
-def validation_dice(
-    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
-) -> float:
-    """Mean Dice over cases and structures of one draw per case, on the model grid."""
-    scores = []
-    for case, drawn in one_draw_each(model, cases, config):
-        labels = model.mask_codec.decode(torch.from_numpy(drawn)[None])[0, 0].numpy()
-        for members in task_of(config).structures.values():
-            truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
-            if truth.any() or found.any():
-                scores.append(dice(found, truth))
-    return float(np.mean(scores)) if scores else float("nan")
-
-
-def validation_error(
-    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
-) -> float:
-    """Mean absolute error over cases of one draw per case, in the state's units, 0 to 2."""
-    errors = [
-        float(np.abs(2 * drawn - 1 - case["target"]).mean())
-        for case, drawn in one_draw_each(model, cases, config)
-    ]
-    return float(np.mean(errors)) if errors else float("nan")
-
-
-def in_units(error: float, config: Config) -> float:
-    """An error in the state's units in those of the target image."""
-    low, high = config.plan.target_range or (-1.0, 1.0)
-    return error * (high - low) / 2
-
-
-def one_draw_each(
-    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
-) -> Iterator[tuple[Preprocessed, NDArray[np.float32]]]:
-    """Each case with one draw of it, (K, *S) in [0, 1], on the model grid."""
-    wanted = config.prediction
-    # Analytic variance is measured on the finished weights; ancestral is the same walk without.
-    name = "ancestral" if wanted.sampler == "analytic" else wanted.sampler
-    steps = wanted.validation_steps or wanted.steps
-    sampling = replace(Sampling.of(wanted), steps=steps, sampler=name)
-    was_training = model.training
-    model.eval()
-    for case in cases:
-        request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
-        image = network_input(case["image"], config.plan)
-        yield case, infer([model], image, config.window, request).probability
-    model.train(was_training)

@@ -22,7 +22,8 @@ from medseg_diff.config import PredictionConfig
 from medseg_diff.data.transforms import spacing_of, to_scan_grid
 from medseg_diff.draws import Fused
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.inference import Predictor, Scan, checked, load_runs
+from medseg_diff.inference import Predictor, Scan, checked
+from medseg_diff.loading import load_runs
 from medseg_diff.scan import PlacedScan, read_scan
 
 

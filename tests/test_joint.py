@@ -82,9 +82,9 @@ def test_image_and_mask_count_alike() -> None:
     t, ones = given.t, torch.ones(2)
     output = torch.zeros_like(clean)
     output[:, 3:] = 7.0
-    found = model._squared_error(output, clean, given.noise, t, Weights(ones, None))
     a, _, sigma = (c[:, None, None, None].float() for c in model.path.coefficients(t))
     wanted = a * given.noise - sigma * clean
+    found = model._errors(output, wanted, t, Weights(ones, None))["squared_error"]
     errors = (output - wanted).square()
     assert float(found) == pytest.approx(float(errors[:, :3].mean() + errors[:, 3:].mean()))
 

@@ -2,13 +2,12 @@
 
 from medseg_diff.config.adapters import LoraConfig
 from medseg_diff.config.base import Section
+from medseg_diff.config.model import LatentConfig, ModelConfig
 from medseg_diff.config.parse import load_config, merged, parse_config
 from medseg_diff.config.prediction import FuseName, PredictionConfig, SamplerName
 from medseg_diff.config.sections import (
     Config,
     DataConfig,
-    LatentConfig,
-    ModelConfig,
     Normalisation,
     ObjectiveConfig,
     PlanConfig,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medseg_diff.config.sections import Config, ModelConfig
+    from medseg_diff.config.model import ModelConfig
+    from medseg_diff.config.sections import Config
 
 
 def contradictions(config: Config) -> Iterator[tuple[bool, str]]:

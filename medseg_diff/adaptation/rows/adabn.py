@@ -11,14 +11,13 @@ from medseg_diff.adaptation.work import Adapted, Work
 from medseg_diff.checkpoint import load_run, save_model
 from medseg_diff.data.dataset import preprocessed
 from medseg_diff.data.transforms import network_input
-from medseg_diff.training import task_of
 
 
 def adapt(work: Work) -> Adapted:
     """Replace the statistics once, by those of all target training scans."""
     run = load_run(source_only(work).run)
     target, plan = work.unlabelled, run.config.plan
-    scans = preprocessed(target, target.cases, task_of(run.config), plan)
+    scans = preprocessed(target, target.cases, run.config.known_task, plan)
     windows = (
         scan_windows(network_input(scan["image"], plan), run.config.window) for scan in scans
     )

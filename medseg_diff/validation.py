@@ -1,0 +1,66 @@
+"""How good a model is while it is trained: one draw of each validation case, on the model grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medseg_diff.config import Config
+from medseg_diff.data.dataset import Preprocessed
+from medseg_diff.data.transforms import network_input
+from medseg_diff.ensemble import Request, infer
+from medseg_diff.metrics import dice
+from medseg_diff.model import Sampling, SegmentationModel
+
+
+def validation_dice(
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
+) -> float:
+    """Mean Dice over cases and structures of one draw per case, on the model grid."""
+    scores = []
+    for case, drawn in one_draw_each(model, cases, config):
+        labels = model.mask_codec.decode(torch.from_numpy(drawn)[None])[0, 0].numpy()
+        for members in config.known_task.structures.values():
+            truth, found = np.isin(case["label"][0], members), np.isin(labels, members)
+            if truth.any() or found.any():
+                scores.append(dice(found, truth))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def validation_error(
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
+) -> float:
+    """Mean absolute error over cases of one draw per case, in the state's units, 0 to 2."""
+    errors = [
+        float(np.abs(2 * drawn - 1 - case["target"]).mean())
+        for case, drawn in one_draw_each(model, cases, config)
+    ]
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def in_units(error: float, config: Config) -> float:
+    """An error in the state's units in those of the target image."""
+    low, high = config.plan.target_range or (-1.0, 1.0)
+    return error * (high - low) / 2
+
+
+def one_draw_each(
+    model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
+) -> Iterator[tuple[Preprocessed, NDArray[np.float32]]]:
+    """Each case with one draw of it, (K, *S) in [0, 1], on the model grid."""
+    wanted = config.prediction
+    # Analytic variance is measured on the finished weights; ancestral is the same walk without.
+    name = "ancestral" if wanted.sampler == "analytic" else wanted.sampler
+    steps = wanted.validation_steps or wanted.steps
+    sampling = replace(Sampling.of(wanted), steps=steps, sampler=name)
+    was_training = model.training
+    model.eval()
+    for case in cases:
+        request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
+        image = network_input(case["image"], config.plan)
+        yield case, infer([model], image, config.window, request).probability
+    model.train(was_training)
