@@ -126,7 +126,8 @@ def test_patterns_choose_layers_and_whole_parameters() -> None:
     norms = {name for name in names if ".adn.N." in name}
     assert norms
     assert names - norms == {n for n in names if n.endswith((".0.a", ".0.b"))}
-    assert norms < set(lora.tensors(model))
+    pairs = {f"{name}.lora_{half}" for name in lora.adapters(model) for half in "ab"}
+    assert set(lora.tensors(model)) == norms | pairs
 
 
 def test_a_layer_that_is_trained_whole_has_no_adapter() -> None:
