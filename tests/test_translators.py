@@ -285,3 +285,20 @@ def test_the_codec_of_images_is_the_identity():
     assert codec.encode(image) is image
     assert (codec.channels, codec.structures, codec.exclusive) == (2, 0, False)
     assert codec.weight(image) is None
+
+
+@pytest.mark.parametrize("recipe", ["rectified_flow", "ensemdiff", "dit"])
+def test_recipes_of_masks_without_losses_on_masks_make_images_too(recipe: str):
+    torch.manual_seed(0)
+    given = keys("palette", 2) | {"recipe": recipe}
+    given["model"] |= {} if recipe == "dit" else {"features": [8, 16, 16, 16]}
+    if recipe == "dit":
+        given["model"] |= {"features": [24, 24], "heads": 2, "token_size": 2}
+    if recipe == "rectified_flow":
+        given["model"] |= {"conditioner_features": [8, 16, 16, 16]}
+    model = build_model(parse_config(given))
+    loss = model(batch(2))
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    made = drawn(model.eval(), batch(2).image, batch(2).noise)[-1].probabilities
+    assert made.shape == batch(2).labels.shape
