@@ -209,9 +209,9 @@ def _row(
         scored = _score(adapted, cases, experiment.part, folder)
         table = scored.per_case.assign(domain=where, passes=scored.passes, seconds=scored.seconds)
         tables.append(table)
-    uses = "labels" if work.labels_used else "scans" if work.target_used else "none"
-    if adapted.around is not None:
-        uses = "the scan itself"
+    at_test_time = adapted.around is not None or adapted.restyle is not None
+    uses = "the scan itself" if at_test_time else "none"
+    uses = "labels" if work.labels_used else "scans" if work.target_used else uses
     whole = pd.concat(tables).assign(
         row=row,
         seed=work.config.seed,

@@ -88,10 +88,10 @@ def _with_interval(row: pd.Series, name: str, *, sign: bool = False) -> str:
 def _percent(row: pd.Series) -> str:
     if math.isnan(row["gap"]):
         return "–"
-    text = f"{100 * row['gap']:.0f} %"
+    text = f"{round(100 * row['gap'])} %"
     if math.isnan(row["gap_low"]):
         return text
-    return f"{text} [{100 * row['gap_low']:.0f}, {100 * row['gap_high']:.0f}]"
+    return f"{text} [{round(100 * row['gap_low'])}, {round(100 * row['gap_high'])}]"
 
 
 def _latex(shown: pd.DataFrame) -> str:
