@@ -242,7 +242,7 @@ def test_a_unet_has_no_sampler(cases: Path, tmp_path: Path):
     keys = tiny(cases, steps=1).model_dump(mode="json")
     keys["model"] = {"kind": "unet", "features": [4, 8]}
     keys |= {"recipe": None, "objective": {"dice": 1.0}}
-    with pytest.raises(UsageError, match="not a diffusion model"):
+    with pytest.raises(UsageError, match="no diffusion of a mask"):
         estimate_variance(load_run(fit(parse_config(keys), tmp_path / "run")))
 
 

@@ -33,6 +33,13 @@ BOUNDARY = "a-boundary"
 GOSSIP = "CANARY^Gossip of the server"
 
 
+def _series_of(file: Path) -> str | None:
+    try:
+        return str(pydicom.dcmread(file, stop_before_pixels=True).SeriesInstanceUID)
+    except pydicom.errors.InvalidDicomError:
+        return None
+
+
 @dataclass
 class Web:
     """A DICOMweb server; its fields say what it holds and how it errs.
@@ -90,8 +97,8 @@ class Web:
         return 200, kind, content[: len(content) - self.cut]
 
     def _files_of(self, path: str) -> list[Path]:
-        headers = zip(self.files, self._headers(), strict=True)
-        return [file for file, d in headers if path.endswith(f"/{d.SeriesInstanceUID}")]
+        """Files of a series, and those that are no DICOM."""
+        return [file for file in self.files if _series_of(file) in (None, path.split("/")[-1])]
 
     def _headers(self) -> list[Dataset]:
         return [pydicom.dcmread(file, stop_before_pixels=True) for file in self.files]
