@@ -15,6 +15,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg_diff.cli_adapt import adapt
+from medseg_diff.cli_cases import (
+    INPUTS,
+    Affine,
+    Axcodes,
+    BatchSize,
+    Device,
+    Engine,
+    Flip,
+    GoOn,
+    MemoryGb,
+    Nan,
+    RayAddress,
+    Retries,
+    Seed,
+    Volume,
+    Workers,
+    run_cases,
+)
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
 from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
@@ -22,7 +40,6 @@ from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from medseg_diff.batch import Outcome
     from medseg_diff.evaluation import Evaluation
 
 app = typer.Typer(
@@ -98,10 +115,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, doubts and JSONs.")],
     input: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Scans, folders, a cases.json (its test), a CSV (case, a column per channel), or "
-            "a pattern in quotes ('scans/**/*.nii.gz')."
-        ),
+        typer.Option(help=INPUTS),
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Masks drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per mask.")] = None,
@@ -119,9 +133,7 @@ def predict(
         float | None,
         typer.Option(help="Stop drawing when less than this share of the mask is still in doubt."),
     ] = None,
-    flip: Annotated[
-        list[int] | None, typer.Option(help="Axis to mirror for further members; repeatable.")
-    ] = None,
+    flip: Flip = None,
     shapes: Annotated[
         str | None,
         typer.Option(help="Clean-up by structure, as YAML: '{liver: {keep_largest: true}}'."),
@@ -144,10 +156,7 @@ def predict(
             "for scans that are DICOM.",
         ),
     ] = None,
-    go_on: Annotated[
-        bool,
-        typer.Option("--continue", help="Pass over what the folder's manifest vouches for."),
-    ] = False,
+    go_on: GoOn = False,
     guide: Annotated[
         Path | None, typer.Option(help="Run folder of a U-Net that the draws lean towards.")
     ] = None,
@@ -155,33 +164,18 @@ def predict(
     adapter: Annotated[
         Path | None, typer.Option(help="Adapter trained on --model: its file or run folder.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Windows x draws in a network call.")
-    ] = None,
-    memory_gb: Annotated[
-        float | None,
-        typer.Option(help="GiB a case may take of host and GPU memory; what is free by default."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: workers of a cluster, or of this computer.")
-    ] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a Ray cluster; starts its own by default.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Workers of --engine ray; one per CPU or GPU by default.")
-    ] = None,
-    retries: Annotated[
-        int, typer.Option(help="How often --engine ray repeats a case whose worker dies.")
-    ] = 2,
-    affine: Annotated[str, typer.Option(help="auto, sform or qform, where they differ.")] = "auto",
-    assume_axcodes: Annotated[
-        str | None, typer.Option(help="e.g. RAS, for scans that do not say (research only).")
-    ] = None,
-    nan: Annotated[float | None, typer.Option(help="Value to put in place of NaN and Inf.")] = None,
-    volume: Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    memory_gb: MemoryGb = None,
+    device: Device = "auto",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    retries: Retries = 2,
+    affine: Affine = "auto",
+    assume_axcodes: Axcodes = None,
+    nan: Nan = None,
+    volume: Volume = None,
     series: Annotated[
         str | None,
         typer.Option(
@@ -203,12 +197,16 @@ def predict(
     own, limits = (own_aet, move_port), (pacs_gib, pacs_seconds)
     archive = remote(pacs, study, series, store, own=own, limits=limits, dicom_seg=dicom_seg)
     options = read_options(affine, assume_axcodes, nan, volume, series)
-    from medseg_diff.batch import check_output, find_cases, predict_many
+    from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name
-    from medseg_diff.progress import case_lines
 
-    source = ModelSource(tuple(model), device, str(guide) if guide else None, guide_scale)
-    source = replace(source, adapter=str(adapter) if adapter else None)
+    source = ModelSource(
+        tuple(model),
+        device,
+        guide=str(guide) if guide else None,
+        guide_scale=guide_scale,
+        adapter=str(adapter) if adapter else None,
+    )
     # The driver of a cluster computes nothing: it needs no GPU.
     predictor = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, predictor, source, ray_address, workers, retries)
@@ -220,19 +218,11 @@ def predict(
         input, options = folders, replace(options, series=series and uid)
     cases = find_cases(input or [], predictor.task.channels)
     check_output(out, cases)
-    told: list[str] = []
-    line = case_lines(len(cases))
-
-    def report(index: int, outcome: Outcome) -> None:
-        told.append(outcome.case)
-        line(index, outcome)
-
-    code = predict_many(
+    code = run_cases(
         predictor,
         cases,
         out,
         go_on=go_on,
-        report=report,
         engine=place,
         dicom_seg=True if store else dicom_seg,
         draws=draws,
@@ -249,9 +239,6 @@ def predict(
         memory_gb=memory_gb,
         options=options,
     )
-    if len(told) < len(cases):
-        print(f"{len(cases) - len(told)} cases were done before, or are another process's")
-    print(f"written to {out}")
     if archive is not None and code == 0:
         archive.store_answers(out, cases)
     raise typer.Exit(code)

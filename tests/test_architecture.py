@@ -22,8 +22,8 @@ ORDER = (
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
     "likelihood", "reflow", "training_log", "resume", "processes", "validation", "training",
-    "adaptation", "describe", "progress", "demo", "cli_adapt", "cli_measure", "cli_options",
-    "cli_pacs", "cli_translate", "cli",
+    "adaptation", "describe", "progress", "demo", "cli_adapt", "cli_cases", "cli_measure",
+    "cli_options", "cli_pacs", "cli_translate", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

@@ -12,6 +12,39 @@ if TYPE_CHECKING:
 
 def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     """Whether each rule is broken, with the sentence for the user."""
+    model = config.model
+    yield from _between_losses(config)
+    sizes = [config.plan.patch_size, config.prediction.window]
+    lengths = {len(size) for size in sizes if size is not None}
+    yield (
+        len(lengths) > 1,
+        "prediction.window and plan.patch_size have one size for each axis of the network: give "
+        "both the same number",
+    )
+    yield (
+        config.training.augmentation != "standard" and not config.training.augment,
+        "training.augmentation says how training.augment changes the samples: leave augment on",
+    )
+    if model.kind == "discrete":
+        yield from _beside_classes(config)
+    yield (
+        model.joint and (config.plan.coordinates or config.training.reflow_from is not None),
+        "model.joint diffuses the image's channels: leave out plan.coordinates and "
+        "training.reflow_from",
+    )
+    yield (
+        model.control_planes > 0 and config.training.lora is not None,
+        "model.control_planes and training.lora each train their own part of a frozen base: leave "
+        "one out",
+    )
+    if config.training.reflow_from is not None:
+        yield from _beside_reflow(config)
+    if config.task is not None:
+        yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
+
+
+def _between_losses(config: Config) -> Iterator[tuple[bool, str]]:
+    """Losses that need an output or a path of their own kind."""
     model, objective = config.model, config.objective
     yield (
         objective.recycling > 0 and model.output not in ("clean", "correction"),
@@ -41,31 +74,6 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "objective.anchor_every counts evenly spread times: set it to 1, or another time_law than "
         "importance",
     )
-    sizes = [config.plan.patch_size, config.prediction.window]
-    lengths = {len(size) for size in sizes if size is not None}
-    yield (
-        len(lengths) > 1,
-        "prediction.window and plan.patch_size have one size for each axis of the network: give "
-        "both the same number",
-    )
-    yield (
-        config.training.augmentation != "standard" and not config.training.augment,
-        "training.augmentation says how training.augment changes the samples: leave augment on",
-    )
-    if model.kind == "discrete":
-        yield from _beside_classes(config)
-    yield (
-        model.joint and (config.plan.coordinates or config.training.reflow_from is not None),
-        "model.joint diffuses the image's channels: leave out plan.coordinates and "
-        "training.reflow_from",
-    )
-    yield (
-        model.control_planes > 0 and config.training.lora is not None,
-        "model.control_planes and training.lora each train their own part of a frozen base: leave "
-        "one out",
-    )
-    if config.training.reflow_from is not None:
-        yield from _beside_reflow(config)
     yield (
         model.uses_source and (objective.min_snr_gamma is not None),
         "objective.min_snr_gamma weighs signal against noise, which a path that ends in the source "
@@ -75,8 +83,6 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         model.uses_source and objective.squared_error_of == "noise",
         "objective.squared_error_of: noise needs a path that ends in noise: leave it out",
     )
-    if config.task is not None:
-        yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
 
 def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:

@@ -9,7 +9,7 @@ Legend: C channels, *S spatial axes (2 or 3).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Array = NDArray[np.float32]
+Change = Callable[[Tensor, np.random.RandomState], Tensor]
 
 
 def random_convolutions(
@@ -120,57 +121,39 @@ def synthetic_contrast(
     return ((made - made.mean(axes, keepdims=True)) / np.maximum(sd, 1e-6)).astype(np.float32)
 
 
-class RandConvolutionsd(RandomizableTransform, MapTransform):
-    """`random_convolutions` of ``image``, now and then."""
+class RandImaged(RandomizableTransform, MapTransform):
+    """A random change of ``image``, now and then.
 
-    def __init__(self, prob: float) -> None:
+    Args:
+        change: ``(image (C, *S), random state) -> image``.
+        prob: How often.
+    """
+
+    def __init__(self, change: Change, prob: float) -> None:
         RandomizableTransform.__init__(self, prob)
         MapTransform.__init__(self, ("image",))
+        self.change = change
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Change the image of a sample."""
         self.randomize(None)
         result = dict(data)
         if self._do_transform:
-            result["image"] = random_convolutions(torch.as_tensor(data["image"]), self.R)
+            result["image"] = self.change(torch.as_tensor(data["image"]), self.R)
         return result
 
 
-class RandGainFieldd(RandomizableTransform, MapTransform):
-    """`smooth_field` as a gain of ``image``, counted from its smallest value."""
-
-    def __init__(self, prob: float) -> None:
-        RandomizableTransform.__init__(self, prob)
-        MapTransform.__init__(self, ("image",))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the image of a sample."""
-        self.randomize(None)
-        result = dict(data)
-        if self._do_transform:
-            image = torch.as_tensor(data["image"])
-            gain = torch.from_numpy(smooth_field(image.shape[1:], self.R))
-            floor = image.amin()
-            result["image"] = (image - floor) * gain + floor
-        return result
+def gain_field(image: Tensor, random: np.random.RandomState) -> Tensor:
+    """A :func:`smooth_field` as a gain, counted from the image's smallest value."""
+    gain = torch.from_numpy(smooth_field(image.shape[1:], random))
+    floor = image.amin()
+    return (image - floor) * gain + floor
 
 
-class RandCoarseAxisd(RandomizableTransform, MapTransform):
-    """`coarse_axis` of ``image`` along one axis, by a factor of 1 to 4."""
-
-    def __init__(self, prob: float) -> None:
-        RandomizableTransform.__init__(self, prob)
-        MapTransform.__init__(self, ("image",))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the image of a sample."""
-        self.randomize(None)
-        result = dict(data)
-        if self._do_transform:
-            image = torch.as_tensor(data["image"])
-            axis = int(self.R.randint(image.ndim - 1))
-            result["image"] = coarse_axis(image, axis, float(self.R.uniform(1, 4)))
-        return result
+def one_coarse_axis(image: Tensor, random: np.random.RandomState) -> Tensor:
+    """:func:`coarse_axis` along one axis, by a factor of 1 to 4."""
+    axis = int(random.randint(image.ndim - 1))
+    return coarse_axis(image, axis, float(random.uniform(1, 4)))
 
 
 class SyntheticContrastd(RandomizableTransform, MapTransform):
@@ -189,8 +172,8 @@ class SyntheticContrastd(RandomizableTransform, MapTransform):
 def strong_appearance(patch_size: Sequence[int]) -> list[Any]:
     """Transforms of ``image`` that go on top of the standard ones; labels are never touched."""
     return [
-        RandConvolutionsd(0.5),
-        RandGainFieldd(0.3),
-        RandCoarseAxisd(0.3),
+        RandImaged(random_convolutions, 0.5),
+        RandImaged(gain_field, 0.3),
+        RandImaged(one_coarse_axis, 0.3),
         RandAdjustContrastd("image", prob=0.3, gamma=(0.5, 2.0), retain_stats=True),
     ]

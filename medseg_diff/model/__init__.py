@@ -6,7 +6,7 @@ and a translation's one-step regression) answer the same calls.
 """
 
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
-from medseg_diff.model.baseline import UNetModel
+from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.build import build_model
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
@@ -15,7 +15,6 @@ from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
-from medseg_diff.model.regression import RegressionModel
 
 __all__ = [
     "DiffusionModel",

@@ -18,14 +18,13 @@ from medseg_diff.diffusion.paths import (
 from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.errors import UsageError
 from medseg_diff.model.base import SegmentationModel
-from medseg_diff.model.baseline import UNetModel
+from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
-from medseg_diff.model.regression import RegressionModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
