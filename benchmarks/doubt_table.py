@@ -26,6 +26,8 @@ from typing import Any
 
 warnings.filterwarnings("ignore")
 
+from tables import markdown  # noqa: E402
+
 REGION = "within"
 
 
@@ -44,8 +46,8 @@ def main() -> None:
             print(name, flush=True)
             line = measured(name, asked, folder, given)
             (folder / "row.json").write_text(json.dumps(line, indent=1) + "\n", encoding="utf-8")
-    found = sorted(given.out.glob("*/row.json"), key=lambda file: file.stat().st_mtime)
-    text = markdown([json.loads(file.read_text(encoding="utf-8")) for file in found])
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in given.out.glob("*/row.json")]
+    text = markdown(sorted(found, key=lambda line: (line["calls"], line["row"])))
     (given.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
@@ -92,12 +94,6 @@ def measured(name: str, asked: str, folder: Path, given: argparse.Namespace) -> 
 def interval(value: float, low: float | None, high: float | None) -> str:
     """A value and its interval, where there are cases enough for one."""
     return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def markdown(lines: list[dict[str, Any]]) -> str:
-    """Rows of a Markdown table."""
-    body = [list(lines[0]), ["---"] * len(lines[0]), *([str(v) for v in x.values()] for x in lines)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
 
 
 if __name__ == "__main__":

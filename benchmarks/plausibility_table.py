@@ -33,6 +33,7 @@ warnings.filterwarnings("ignore")
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+from tables import markdown  # noqa: E402
 
 from medseg_diff.calibration import RegionalCalibration  # noqa: E402
 from medseg_diff.plausibility import score_samples  # noqa: E402
@@ -214,7 +215,7 @@ def show(out: Path) -> None:
         line_of(table, json.loads(file.with_suffix(".json").read_text()))
         for table, file in zip(tables, files, strict=True)
     ]
-    text = "\n".join([*markdown(lines), "", *(f"- {s}" for s in verdicts(tables))])
+    text = "\n".join([markdown(lines), "", *(f"- {s}" for s in verdicts(tables))])
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
@@ -271,13 +272,6 @@ def verdicts(tables: list[pd.DataFrame]) -> list[str]:
         "GED: " + verdict(a, b, pair, p_adjusted=p, higher_is_better=False)
         for (a, b, pair), p in zip(pairs, adjusted, strict=True)
     ]
-
-
-def markdown(lines: list[dict[str, str]]) -> list[str]:
-    """Rows of a Markdown table."""
-    head = list(lines[0])
-    body = [head, ["---"] * len(head), *(list(line.values()) for line in lines)]
-    return ["| " + " | ".join(map(str, cells)) + " |" for cells in body]
 
 
 if __name__ == "__main__":

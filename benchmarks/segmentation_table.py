@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 warnings.filterwarnings("ignore")
 
 import pandas as pd  # noqa: E402
+from tables import markdown  # noqa: E402
 
 STEPS, DRAWS = (1, 2, 5, 10), (1, 5)
 
@@ -229,16 +230,9 @@ def show(out: Path) -> None:
         line |= {"calls": row["network_calls"], "GFLOPs": f"{row['gflops']:.1f}"}
         line |= {"s": f"{'~' * cut}{row['seconds']:.2f}", "GB": f"{row['peak_gb']:.2f}"}
         lines.append(line)
-    text = "\n".join([*markdown(lines), "", *(f"- {s}" for s in sentences)])
+    text = "\n".join([markdown(lines), "", *(f"- {s}" for s in sentences)])
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
-
-
-def markdown(lines: list[dict[str, object]]) -> list[str]:
-    """Rows of a Markdown table."""
-    head = list(lines[0])
-    body = [head, ["---"] * len(head), *([str(v) for v in line.values()] for line in lines)]
-    return ["| " + " | ".join(cells) + " |" for cells in body]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ warnings.filterwarnings("ignore")
 
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from tables import markdown  # noqa: E402
 
 WARM = 3
 
@@ -47,16 +48,14 @@ def main() -> None:
         rows.append({"row": name, **measure(words.split(), given)})
         pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
         print(rows[-1], flush=True)
-    lines = markdown(pd.read_csv(file))
+    lines = markdown([{k: shown(v) for k, v in row.items()} for row in rows])
     (given.out / "table.md").write_text(lines + "\n", encoding="utf-8")
     print(lines)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Rows of a Markdown table."""
-    shown = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
-    body = [list(table), ["---"] * len(table.columns), *shown]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
+def shown(value: object) -> object:
+    """Three digits of a number that is no count."""
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def measure(words: list[str], given: argparse.Namespace) -> dict[str, Any]:
