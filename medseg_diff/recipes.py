@@ -354,6 +354,7 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "lsegdiff": lsegdiff,
     "rectified_flow": rectified_flow,
     "dit": dit,
+    "feature_translation": recipes_wider.feature_translation,
     "ccdm": recipes_wider.ccdm,
     "berdiff": recipes_wider.berdiff,
     "hidiff": recipes_wider.hidiff,

@@ -12,8 +12,23 @@ from medseg_diff.config.contradictions import control_apart, discrete_apart, joi
 
 
 class LatentConfig(Section):
-    """Autoencoder of masks, for a model that diffuses their latent."""
+    """What a latent is of, for a model that diffuses it."""
 
+    of: Literal["mask", "features"] = Field(
+        "mask",
+        description="mask: an autoencoder of masks; features: the deep features of a segmenting "
+        "network, image in and mask out, with no skip past them (latent feature translation)",
+    )
+    condition: Literal["image", "edges", "features"] = Field(
+        "image",
+        description="of features: what of a scan its conditioner sees: itself, the size of its "
+        "gradient, or the frozen network's own features of it",
+    )
+    change: Literal["none", "strong"] = Field(
+        "strong",
+        description="of features: random change of appearance of the image that conditions, in "
+        "training; the features to be drawn are the unchanged image's",
+    )
     regulariser: Literal["kl", "vq"] = "kl"
     channels: int = Field(4, ge=1, description="channels of the latent")
     features: tuple[int, ...] = Field(

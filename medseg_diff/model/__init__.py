@@ -11,6 +11,7 @@ from medseg_diff.model.build import build_model
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
@@ -21,6 +22,7 @@ __all__ = [
     "DiscreteModel",
     "DropoutUNetModel",
     "Estimate",
+    "FeatureModel",
     "JointModel",
     "LatentModel",
     "Loss",

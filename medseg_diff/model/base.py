@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Sampling:
     t_max: float = 1.0
     guidance: float = 1.0
     dynamic_threshold: float | None = None
+    start: Literal["noise", "image"] = "noise"
 
     @classmethod
     def of(cls, wanted: PredictionConfig) -> Sampling:
@@ -62,6 +64,7 @@ class Sampling:
             wanted.t_max,
             wanted.guidance,
             wanted.dynamic_threshold,
+            wanted.start,
         )
 
 
@@ -171,6 +174,13 @@ class SegmentationModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Loss:
         """:meth:`loss`, through the call that distributed wrappers hook."""
         return self.loss(batch)
+
+
+def anchor_of(context: Context) -> Tensor:
+    """Logits (B, K, *S) of the conditioner's own mask."""
+    if context.anchor is None:
+        raise ValueError("this needs a context with an anchor")
+    return context.anchor
 
 
 def first_normals(noise: Tensor, count: int) -> Tensor:

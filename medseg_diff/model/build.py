@@ -22,6 +22,7 @@ from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
@@ -69,12 +70,20 @@ def build_model(config: Config) -> SegmentationModel:
     if model.latent is None:
         return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent
-    autoencoder = MaskAutoencoder(
-        dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
-    )
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
-    return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+    of_features = latent.of == "features"
+    autoencoder = MaskAutoencoder(
+        dims,
+        codec.channels,
+        latent.channels,
+        latent.features,
+        latent.regulariser,
+        latent.codes,
+        planes if of_features else None,
+    )
+    kind = FeatureModel if of_features else LatentModel
+    return kind(autoencoder, *parts[:3], codec, *parts[4:])
 
 
 def build_drawn_otherwise(
@@ -166,6 +175,8 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
         return None if inner is None else FirstPlanes(inner, own)
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
+        if model.latent is not None and model.latent.condition == "features":
+            return Pyramid(dims, model.latent.channels, widths)
         # Above a latent's grid the image has finer levels of its own, which the context skips.
         finer = () if model.latent is None else model.latent.features[:-1]
         return Pyramid(dims, planes, (*finer, *widths), skip=len(finer))
