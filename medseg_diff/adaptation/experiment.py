@@ -241,7 +241,8 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     predictor = load(adapted.run, "cpu")
     predictor.around = adapted.around
     wanted = [Case(c.case, listed.channel_paths(c)) for c in listed.cases]
-    predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False)
+    settings = dict(adapted.settings)
+    predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False, **settings)
     per_case = score_part(folder / "predictions", listed, part=part)
     records = [
         json.loads((folder / "predictions" / f"{c.case}.json").read_text(encoding="utf-8"))

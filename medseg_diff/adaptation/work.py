@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Adapted:
         passes: Passes through the network for each that prediction makes by itself.
         baseline: Row that the gap is counted from: the same network without adaptation.
         style: What ``restyle`` depends on, as JSON knows it.
+        settings: Of prediction, in the place of the run's own.
     """
 
     run: Path
@@ -58,6 +59,7 @@ class Adapted:
     passes: int = 1
     baseline: str = SOURCE_ONLY
     style: object = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
