@@ -89,7 +89,7 @@ class Evidence:
 
     codec: OneHotCodec
     planes: int
-    sd: float = 0.5
+    sd: float = 0.3
     reach: float | None = 4.0
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Second losses by hand: what they are, whom their gradients reach, and that a resume keeps them."""
+"""Second losses by hand: what they are, whom their gradients reach, what a resume keeps."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ def adapt(work: Work) -> Adapted:
     """Learn how masks look, on the source; see :class:`Evidence` for what the scan adds.
 
     Nothing of the source's intensities is learned or used, so a change of contrast costs nothing
-    by itself. The standard deviation, the reach of the means and the steps were set beforehand and
-    not tuned.
+    by itself. The standard deviation and the reach of the means were chosen among seven settings on
+    five validation cases of hippocampus slices, in the source's contrast. In 2-D the prior does not
+    know which slice it draws, which leaves it little to say.
     """
     run = work.train("mask_prior", work.source, **sections(work.config, prior()))
     return Adapted(run, around=steered(work.config.known_task.image_planes))
