@@ -13,19 +13,18 @@ from monai.networks.layers import GaussianFilter
 from torch import Tensor
 
 from medseg_diff.codecs import OneHotCodec
-from medseg_diff.diffusion import guidance
-from medseg_diff.diffusion.paths import Path
-from medseg_diff.diffusion.samplers import Denoise
-from medseg_diff.model.guide import ordinary
+from medseg_diff.diffusion.samplers import Denoise, Denoised
 from medseg_diff.networks.conditioners import Context
 
 SMALL = 1e-6
+# Prior probabilities stay this far from 0: the scan may always object.
+MARGIN = 1e-4
 
 
 def spread_within(image: Tensor, p: Tensor, reach: float | None) -> Tensor:
     """Squared distance of greys from the mean of their class, (B,), summed over voxels.
 
-        sum over x, k of  integral of G(x - y) p_k(y) (I(y) - c_k(x))^2 dy
+        E(p) = sum over k, x of  integral of G(x - y) p_k(y) (I(y) - c_k(x))^2 dy
 
     with c_k(x) the mean grey of class k around x, weighted by G: the data term of Chan & Vese
     (2001) with soft classes and local means (region-scalable fitting, Li et al. 2008). Turning all
@@ -37,13 +36,23 @@ def spread_within(image: Tensor, p: Tensor, reach: float | None) -> Tensor:
         reach: Standard deviation of the Gaussian G in voxels; None takes means over the whole
             window, as Chan & Vese do.
     """
+    return (p * distances(image, p, reach)).flatten(1).sum(1)
+
+
+def distances(image: Tensor, p: Tensor, reach: float | None) -> Tensor:
+    """Gradient of :func:`spread_within` by p, (B, K, *S): each voxel's squared distance in grey.
+
+    The means c_k follow p, but since they are the best there are, that adds nothing to it.
+    """
     blur = _blur(image.ndim - 2, reach)
-    share = blur(p)
-    total = torch.zeros(len(p), device=p.device)
+    share = blur(p) + SMALL
+    whole = blur(torch.ones_like(p))
+    found = torch.zeros_like(p)
     for grey in image.split(1, dim=1):
-        first, second = blur(p * grey), blur(p * grey.square())
-        total = total + (second - first.square() / (share + SMALL)).flatten(1).sum(1)
-    return total
+        mean = blur(p * grey) / share
+        # integral of G (I - c)^2, written out: G does not see I(y), c(x) it does.
+        found = found + grey.square() * whole - 2 * grey * blur(mean) + blur(mean.square())
+    return found
 
 
 def _blur(dims: int, reach: float | None) -> Callable[[Tensor], Tensor]:
@@ -62,45 +71,48 @@ def _blur(dims: int, reach: float | None) -> Callable[[Tensor], Tensor]:
 class Evidence:
     """Steers a prior of masks towards masks whose classes are alike in grey in the scan.
 
-    Adds the gradient of log p(image | mask) = -``spread_within`` / (2 sd^2), Gaussian greys around
-    the means of their classes; the denoiser's clean estimate stands for the mask (Chung et al.
-    2023, diffusion posterior sampling, Eq. 10).
+    At every step of a draw the denoiser's answer is p(class of a voxel | x_t). Greys that are
+    Gaussian around the mean of their class make of it, by Bayes,
+
+        p_k <- p_k exp(-d_k / (2 sd^2)) / sum over k,     d = ``distances``
+
+    which is exact where voxels are independent given x_t and the means are known; it is also one
+    step of exponentiated gradient down E / (2 sd^2). Means are taken from the prior's answer at
+    that step. No gradient passes through the network, so a step costs what it does without.
 
     Attributes:
-        path: The prior's noising process.
-        codec: Its codec.
+        codec: The prior's codec.
         planes: Channels of the image, without those of coordinates.
         sd: Of greys within a class, in the network's units: those of a normalised image.
         reach: See :func:`spread_within`.
     """
 
-    path: Path
     codec: OneHotCodec
     planes: int
-    sd: float = 0.5
+    sd: float = 0.3
     reach: float | None = 4.0
 
     def __call__(
         self, follow: Callable[[Context], Denoise], denoise: Denoise, context: Context
     ) -> Denoise:
         """Steer one trajectory; see ``DiffusionModel.steer``."""
-        # Ordinary copies: the gradient passes where inference mode does not reach.
-        with torch.inference_mode(False):
-            copied = ordinary(context)
-            plain = follow(copied)
-        image = copied.image[:, : self.planes]
+        image = context.image[:, : self.planes]
 
-        def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
-            p = self.codec.probabilities_from_state(plain(x_t, t).clean)
-            return -sum_over_regions(image, p, self) / (2 * self.sd**2)
+        def steered(x_t: Tensor, t: Tensor) -> Denoised:
+            answer = denoise(x_t, t)
+            p = self.codec.probabilities_from_state(answer.clean)
+            return Denoised(2 * self.posterior(image, p) - 1, answer.variance)
 
-        steered = guidance.classifier(denoise, log_probability, self.path)
-        return guidance.clip_static(steered)
+        return steered
 
+    def posterior(self, image: Tensor, p: Tensor) -> Tensor:
+        """Probabilities (B, K, *S) after a look at the image; regions that overlap one by one."""
+        if self.codec.exclusive:
+            return self._bayes(image, p)
+        pairs = [torch.cat([1 - one, one], dim=1) for one in p.split(1, dim=1)]
+        return torch.cat([self._bayes(image, pair)[:, 1:] for pair in pairs], dim=1)
 
-def sum_over_regions(image: Tensor, p: Tensor, evidence: Evidence) -> Tensor:
-    """`spread_within` of exclusive classes; of regions that overlap, the sum over in and out."""
-    if evidence.codec.exclusive:
-        return spread_within(image, p, evidence.reach)
-    pairs = [torch.cat([one, 1 - one], dim=1) for one in p.split(1, dim=1)]
-    return torch.stack([spread_within(image, pair, evidence.reach) for pair in pairs]).sum(0)
+    def _bayes(self, image: Tensor, p: Tensor) -> Tensor:
+        p = p.clamp(min=MARGIN)
+        p = p / p.sum(1, keepdim=True)
+        return (p.log() - distances(image, p, self.reach) / (2 * self.sd**2)).softmax(1)

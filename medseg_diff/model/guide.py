@@ -67,7 +67,7 @@ class Guide:
         # Ordinary copies: the gradient passes where inference mode does not reach.
         with torch.inference_mode(False):
             u = estimate.probabilities.clone().clamp(MARGIN, 1 - MARGIN)
-            plain = follow(ordinary(context))
+            plain = follow(_copied(context))
 
         def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
             p = self.codec.probabilities_from_state(plain(x_t, t).clean)
@@ -80,8 +80,7 @@ class Guide:
         return guidance.clip_static(steered)
 
 
-def ordinary(context: Context) -> Context:
-    """A context of copies that gradients reach, if called outside of inference mode."""
+def _copied(context: Context) -> Context:
     return replace(
         context,
         image=context.image.clone(),

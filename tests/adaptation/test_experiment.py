@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,8 +12,9 @@ import yaml
 
 from medseg_diff.adaptation import experiment as module
 from medseg_diff.adaptation import rows as methods
-from medseg_diff.adaptation.experiment import load_experiment, run_experiment
-from medseg_diff.adaptation.pictures import target_picture
+from medseg_diff.adaptation.definition import load_experiment
+from medseg_diff.adaptation.experiment import run_experiment
+from medseg_diff.adaptation.pictures import Shown, target_picture, write_report
 from medseg_diff.adaptation.work import Work
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import UsageError
@@ -124,6 +126,27 @@ def test_the_picture_shows_every_row(done):
     assert picture.startswith(b"\x89PNG")
     fewer = experiment.model_copy(update={"rows": ("source_only",)})
     assert picture != target_picture(fewer, "inverted", folder / "out")
+
+
+def test_the_report_shows_the_best_rows_and_restyled_scans(done):
+    folder, files, _ = done
+    experiment = load_experiment(folder / "experiment.yaml")
+    write_report(experiment, "inverted", files["inverted"], folder / "out")
+    page = (folder / "out" / "inverted" / "report.html").read_text(encoding="utf-8")
+    for heading in ("The best rows", "One case under every row", "Restyled scans"):
+        assert f"<h2>{heading}</h2>" in page
+    shown = Shown.of(experiment, "inverted", folder / "out")
+    case = shown.scored[0]
+    plain, styled = (
+        shown.panel(row, case, "").image for row in ("source_only", "histogram_matching")
+    )
+    assert not np.array_equal(plain, styled)
+    inverted = shown.scan(shown.cases, case, "").image
+    np.testing.assert_array_equal(plain, inverted)
+    fewer = experiment.model_copy(update={"rows": ("source_only", "oracle")})
+    write_report(fewer, "inverted", files["inverted"], folder / "out")
+    page = (folder / "out" / "inverted" / "report.html").read_text(encoding="utf-8")
+    assert "Restyled scans" not in page
 
 
 def test_tent_costs_more_passes(done):
