@@ -31,7 +31,7 @@ from medseg_diff.data.prepare import prepare
 from medseg_diff.errors import UsageError
 from medseg_diff.evaluation import score_part
 from medseg_diff.files import atomic_text
-from medseg_diff.inference import load
+from medseg_diff.inference import checked, load
 
 Report = Callable[[str], None]
 
@@ -167,8 +167,8 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     predictor = load(adapted.run, "cpu")
     predictor.around = adapted.around
     wanted = [Case(c.case, listed.channel_paths(c)) for c in listed.cases]
-    settings = dict(adapted.settings)
-    predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False, **settings)
+    predictor.defaults = checked(predictor.defaults, adapted.settings)
+    predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False)
     per_case = score_part(folder / "predictions", listed, part=part)
     records = [
         json.loads((folder / "predictions" / f"{c.case}.json").read_text(encoding="utf-8"))
