@@ -223,4 +223,3 @@ def test_the_script(tmp_path: Path, repository: Path):
     assert done.returncode == 0, done.stderr
     assert {c.site for c in load_caselist(tmp_path / "out").cases} == {"BMC", "UCL"}
     assert "--table" in run("--set", "mnms").stderr
-    assert "--labels" in run("--set", "folders").stderr
