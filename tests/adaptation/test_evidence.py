@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from medseg_diff.adaptation.evidence import Evidence, distances, spread_within
 from medseg_diff.adaptation.rows.guided_prior import steered
 from medseg_diff.diffusion.paths import spread
 from medseg_diff.diffusion.samplers import Denoised
 from medseg_diff.model import DiffusionModel, Sampling, build_model
+from medseg_diff.model.evidence import Evidence, distances, spread_within
 from tests.tiny import tiny_config
 
 SIZE = 24
