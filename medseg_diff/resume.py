@@ -88,6 +88,7 @@ class State:
         optimiser: With its moments.
         progress: Step, best score, losses that were not finite.
         identity: What must not change between a run and its continuation.
+        companion: What else has weights; see :class:`medseg_diff.companion.Companion`.
     """
 
     model: SegmentationModel
@@ -95,6 +96,7 @@ class State:
     optimiser: torch.optim.Optimizer
     progress: Progress
     identity: dict[str, str]
+    companion: nn.Module | None = None
 
 
 def check_folder(out: Path, *, resume: bool) -> None:
@@ -135,6 +137,8 @@ def save(out: Path, state: State) -> None:
     tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in state.average.tensors.items()}
     tensors |= {f"memory/{k}": v for k, v in state.model.memory().items()}
+    if state.companion is not None:
+        tensors |= {f"companion/{k}": v for k, v in state.companion.state_dict().items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["random/torch"] = torch.get_rng_state()
@@ -171,6 +175,8 @@ def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[st
     tensors = load_tensors(folder / TENSORS)
     state.model.load_state_dict(_below(tensors, "model/"))
     state.model.recall(_below(tensors, "memory/"))
+    if state.companion is not None:
+        state.companion.load_state_dict(_below(tensors, "companion/"))
     for name, value in _below(tensors, "average/").items():
         state.average.tensors[name].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}

@@ -863,6 +863,59 @@ SEEDS = [
     ),
 ]
 
+EVIDENCE = [
+    Fault("blur(p * grey) / share", "blur(grey) / share"),
+    Fault("- 2 * grey * blur(mean)", "- grey * blur(mean)"),
+    Fault("found + grey.square() * whole", "grey.square() * whole"),
+    Fault("/ (2 * self.sd**2)", "/ self.sd**2"),
+    Fault("p.log() - distances", "p.log() + distances"),
+    Fault("(p.log() - distances", "(-distances"),
+    Fault("2 * self.posterior(image, p) - 1", "self.posterior(image, p)"),
+    Fault("context.image[:, : self.planes]", "context.image * 0"),
+    Fault("[torch.cat([1 - one, one]", "[torch.cat([one, 1 - one]"),
+]
+MEAN_TEACHER = [
+    Fault("(found - wanted).square().sum(1).mean()", "(found - wanted).square().mean()"),
+    Fault("-5 * (1 -", "-4 * (1 -"),
+    Fault("share / RISE", "share"),
+    Fault("k.removeprefix(below): v", "k.removeprefix(below): v + 0.1"),
+    Fault("unet.network(changed)", "unet.network(shown)"),
+    Fault("image[: self.planes].clone()", "image.clone()"),
+    Fault("[self.seed, 3, number, position]", "[self.seed, 3, position]"),
+    Fault("number / self.steps", "1 - number / self.steps"),
+]
+ADVERSARIAL = [
+    Fault("value.detach() for name", "value for name"),
+    Fault("said(self.judge(target.detach())", "said(self.judge(target)"),
+    Fault("said(fooled, source=True)", "said(fooled, source=False)"),
+    Fault(
+        "own = said(self.judge(source), source=True)",
+        "own = said(self.judge(source), source=False)",
+    ),
+    Fault('"discriminator": own / 2', '"discriminator": own'),
+    Fault("WEIGHT * said", "said"),
+]
+CROPS = [
+    Fault('"references": (), "part": "test"', '"part": "test"'),
+    Fault("number * self.size, (number + 1) * self.size", "number, number + self.size"),
+    Fault('"seed": config.seed + APART', '"seed": APART'),
+]
+FEW_SHOT = [
+    Fault("[:shots]", ""),
+    Fault("target.with_cases(chosen)", "target"),
+    Fault("whole = adapted(load_run(base), run)", "whole = load_run(base)"),
+]
+DEFINITION = [
+    Fault("if c.site in wanted", "if c.site is not None"),
+    Fault("for other in names if other != name}", "for other in names}"),
+    Fault("[other for other in names if other != name]", "names"),
+    Fault(
+        "found.both_directions:\n        for name", "not found.both_directions:\n        for name"
+    ),
+    Fault('target, {"source": source}', 'source, {"source": target}'),
+    Fault("(3 if sites.leave_one_out else 2)", "2"),
+]
+
 # What samplers are proved by, quick tests first.
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
@@ -906,6 +959,12 @@ PLAN = [
     ("risk.py", "test_risk.py", RISK),
     ("statistics.py", "test_statistics.py", STATISTICS),
     ("seeds.py", "test_seeds.py", SEEDS),
+    ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
+    ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
+    ("adaptation/rows/adversarial_output.py", "adaptation/test_companions.py", ADVERSARIAL),
+    ("adaptation/scans.py", "adaptation/test_companions.py", CROPS),
+    ("adaptation/few_shot.py", "adaptation/test_source_diffusion.py", FEW_SHOT),
+    ("adaptation/definition.py", "adaptation/test_definition.py", DEFINITION),
 ]
 
 

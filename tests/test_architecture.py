@@ -21,7 +21,8 @@ ORDER = (
     "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
-    "likelihood", "reflow", "training_log", "resume", "processes", "validation", "training",
+    "likelihood", "reflow", "training_log", "companion", "resume", "processes", "validation",
+    "training",
     "adaptation", "describe", "progress", "demo", "cli_adapt", "cli_cases", "cli_measure",
     "cli_options", "cli_pacs", "cli_translate", "cli",
 )  # fmt: skip
