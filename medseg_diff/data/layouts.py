@@ -48,6 +48,7 @@ from medseg_diff.data.rewrite import (
     one_reader,
     one_volume,
     relabel,
+    rgb_to_grey,
 )
 from medseg_diff.errors import InputError
 from medseg_diff.io import case_stem, read_image
@@ -344,12 +345,17 @@ def from_chase(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
 
 
 def from_dsb2018(
-    folder: Path, out: Path, *, domains: Sequence[str] | None = None, split: Split = SPLIT
+    folder: Path,
+    out: Path,
+    *,
+    domains: Sequence[str] | None = None,
+    grey: bool = False,
+    split: Split = SPLIT,
 ) -> CaseList:
     """Data Science Bowl 2018 nuclei: one folder per imaging domain, instance masks.
 
-    Every instance becomes label 1, and the domain the case's site. Where grey and colour
-    images meet, grey ones are written as colour, so that one model can read all.
+    Every instance becomes label 1, and the domain the case's site. Where grey and colour images
+    meet, grey ones are written as colour, so that one model can read all; ``grey`` writes all grey.
     """
     names = domains or sorted(p.parent.name for p in folder.glob("*/imagesTr"))
     drafts = []
@@ -370,14 +376,15 @@ def from_dsb2018(
                 for case, path in images.items()
             ]
     depths = {d.case: read_image(d.channels["image"].source).shape[0] for d in drafts}
-    if len(set(depths.values())) > 1:
+    if grey or len(set(depths.values())) > 1:
+        planes, write = (3, rgb_to_grey) if grey else (1, grey_to_rgb)
         drafts = [
-            replace(d, channels={"image": replace(d.channels["image"], write=grey_to_rgb)})
-            if depths[d.case] == 1
+            replace(d, channels={"image": replace(d.channels["image"], write=write)})
+            if depths[d.case] == planes
             else d
             for d in drafts
         ]
-    about = replace(DSB2018, modality="RGB" if 3 in depths.values() else "other")
+    about = replace(DSB2018, modality="RGB" if 3 in depths.values() and not grey else "other")
     labels = Labels({"background": 0, "nucleus": 1})
     return assemble(drafts, about, ["image"], labels, root=out, split=split)
 

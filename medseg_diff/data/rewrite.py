@@ -110,6 +110,18 @@ def grey_to_rgb(source: Path, target: Path) -> None:
     imsave(target, np.stack([grey.astype(np.uint8)] * 3, axis=-1), check_contrast=False)
 
 
+def rgb_to_grey(source: Path, target: Path) -> None:
+    """Write an 8-bit colour image as grey: its luma (ITU-R BT.601)."""
+    colour = np.asarray(read_image(source))
+    if len(colour) != 3 or colour.max() > 255:
+        raise InputError(
+            "not an 8-bit colour image", file=source,
+            found=f"{len(colour)} channels up to {colour.max():g}",
+        )  # fmt: skip
+    grey = np.tensordot((0.299, 0.587, 0.114), colour, axes=1).round().astype(np.uint8)
+    imsave(target, grey, check_contrast=False)
+
+
 def one_reader(index: int) -> Rule:
     """The mask of one of four readers, packed as bit ``index`` of a value from 0 to 15."""
 
