@@ -379,11 +379,10 @@ def from_dsb2018(
     if grey or len(set(depths.values())) > 1:
         planes, write = (3, rgb_to_grey) if grey else (1, grey_to_rgb)
         drafts = [
-            replace(d, channels={"image": replace(d.channels["image"], write=write)})
-            if depths[d.case] == planes
-            else d
+            d if depths[d.case] != planes
+            else replace(d, channels={"image": replace(d.channels["image"], write=write)})
             for d in drafts
-        ]
+        ]  # fmt: skip
     about = replace(DSB2018, modality="RGB" if 3 in depths.values() and not grey else "other")
     labels = Labels({"background": 0, "nucleus": 1})
     return assemble(drafts, about, ["image"], labels, root=out, split=split)

@@ -469,6 +469,27 @@ def test_dsb_mixed_domains_become_colour(tmp_path: Path) -> None:
     assert imread(alone.channel_paths(alone.cases[0])["image"]).shape == (8, 6)
 
 
+def test_dsb_domains_can_all_become_grey(tmp_path: Path) -> None:
+    """Colour by its luma, 0.299 R + 0.587 G + 0.114 B; grey byte for byte."""
+    colours = np.zeros((8, 6, 3), int)
+    colours[0, 0], colours[0, 1], colours[0, 2], colours[1] = (
+        (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90),
+    )  # fmt: skip
+    for domain, image in (("fluo", picture(1)), ("histo", colours)):
+        for i, suffix in enumerate(("Tr", "Tr", "Ts")):
+            png(tmp_path / f"in/{domain}/images{suffix}/{domain}{i}.png", image)
+            png(tmp_path / f"in/{domain}/labels{suffix}/{domain}{i}.png", picture(i) % 7)
+    caselist = from_dsb2018(tmp_path / "in", tmp_path / "out", grey=True)
+    assert caselist.modality == "other"
+    files = {c.case: caselist.channel_paths(c)["image"] for c in caselist.cases}
+    grey = imread(files["histo0"])
+    assert grey.shape == (8, 6)
+    np.testing.assert_array_equal(grey[0, :3], [60, 117, 23])
+    assert (grey[1] == 90).all()
+    source = tmp_path / "in/fluo/imagesTr/fluo0.png"
+    assert files["fluo0"].read_bytes() == source.read_bytes()
+
+
 def test_rebuilding_is_deterministic(nnunet: Path, tmp_path: Path) -> None:
     first = from_nnunet_raw(nnunet, tmp_path / "out")
     assert from_nnunet_raw(nnunet, tmp_path / "out") == first

@@ -1,0 +1,380 @@
+"""Two case lists without pairs: samples, plan, training, both directions, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medseg_diff import io
+from medseg_diff.checkpoint import TENSORS, latest_checkpoint, load_tensors, read_card
+from medseg_diff.cli import main
+from medseg_diff.config import load_config, parse_config
+from medseg_diff.config.directions import backward, target_name
+from medseg_diff.data.caselist import build_caselist, load_caselist, save_caselist
+from medseg_diff.data.dataset import batches
+from medseg_diff.data.prepare import open_targets, prepare
+from medseg_diff.data.unpaired import UnpairedSet, training_set
+from medseg_diff.data.unreadable import Skipped
+from medseg_diff.errors import InputError, UsageError
+from medseg_diff.training import Options, fit
+from medseg_diff.translation import load_translator
+from tests.translation_fixtures import AFFINE, paired, tiny_translator, write_pairs
+from tests.unpaired_fixtures import tiny_unpaired, unpaired_keys, write_domain, write_domains
+
+VOLUME = (15, 18, 13)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Case lists of 2-D images."""
+    return write_domains(tmp_path_factory.mktemp("flat"))
+
+
+@pytest.fixture(scope="module")
+def run(flat: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run in 2-D."""
+    return fit(tiny_unpaired(*flat), tmp_path_factory.mktemp("runs") / "run")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Exit code of ``medseg-diff words...``."""
+    monkeypatch.setattr(sys, "argv", ["medseg-diff", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def samples_of(ours: Path, theirs: Path, **training: Any) -> UnpairedSet:
+    config, cases, _ = prepare(tiny_unpaired(ours, theirs, **training))
+    made = training_set(config, cases, open_targets(config), 3, Skipped())
+    assert isinstance(made, UnpairedSet)
+    return made
+
+
+# Samples
+
+
+def test_a_sample_holds_a_patch_of_each_domain(flat: tuple[Path, Path]):
+    """Without augmentation both patches are found again in their own list's images."""
+    made = samples_of(*flat, augment=False)
+    for number in range(8):
+        sample = made[number]
+        for key, held in (("image", made.cases), ("label", made.others.cases)):
+            patch = sample[key].numpy()
+            assert patch.shape == (1, 8, 8)
+            assert patch.dtype == np.float32
+            found = [
+                np.array_equal(patch, case["image"][:, r : r + 8, c : c + 8, 0])
+                for case in map(held.__getitem__, range(len(held)))
+                for r in range(7)
+                for c in range(10)
+            ]
+            assert any(found), (number, key)
+        assert sample["noise"].shape == (3, 8, 8)
+
+
+def test_a_sample_is_a_function_of_its_number(flat: tuple[Path, Path]):
+    first, again = samples_of(*flat), samples_of(*flat)
+    second = again[5], again[2]
+    for number, other in zip((5, 2), second, strict=True):
+        sample = first[number]
+        assert sample.keys() == other.keys()
+        assert all(torch.equal(sample[key], other[key]) for key in sample)
+    assert not torch.equal(first[2]["label"], first[5]["label"])
+
+
+def test_the_two_draws_have_nothing_to_do_with_one_another(flat: tuple[Path, Path]):
+    """One list in both places: neither the same case nor the same crop comes as a rule."""
+    made = samples_of(flat[0], flat[0], augment=False, steps=30)
+    same_case = [made.case_of(number)[0] == made.others.case_of(number)[0] for number in range(60)]
+    same_patch = [torch.equal(made[number]["image"], made[number]["label"]) for number in range(60)]
+    assert 5 < sum(same_case) < 40
+    assert sum(same_patch) < 5
+
+
+def test_a_batch_is_the_same_for_two_processes(flat: tuple[Path, Path]):
+    made = samples_of(*flat)
+    (whole,) = batches(made, 2, 3)
+    parts = [next(iter(batches(made, 2, 3, rank=rank, world=2))) for rank in range(2)]
+    for name in ("image", "labels", "noise", "t"):
+        both = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(getattr(whole, name), both), name
+
+
+def test_a_bad_image_of_the_second_list_is_named_and_passed_over(tmp_path: Path):
+    ours, theirs = write_domains(tmp_path)
+    (theirs.parent / "theirs_1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="theirs_1"):
+        fit(tiny_unpaired(ours, theirs), tmp_path / "run")
+    fit(tiny_unpaired(ours, theirs), tmp_path / "other", Options(skip_bad=1))
+    listed = json.loads((tmp_path / "other" / "skipped_cases.json").read_text())
+    assert [each["case"] for each in listed] == ["theirs_1"]
+
+
+# Plan and task
+
+
+def test_each_domain_has_one_range_that_inverts_it(flat: tuple[Path, Path]):
+    config, _, facts = prepare(tiny_unpaired(*flat))
+    ends = []
+    for channel in (0, 1):
+        values = [
+            paired((14, 17), n + 10 * channel)[channel].clip(0, 255).astype(np.uint8)
+            for n in range(4)
+        ]
+        found = [np.percentile(v, (0.05, 99.95)) for v in values]
+        ends.append((min(f[0] for f in found), max(f[1] for f in found)))
+    assert config.plan.target_range == pytest.approx(ends[1])
+    (fixed,) = config.plan.normalisation or ()
+    assert fixed.kind == "range"
+    assert fixed.clip == pytest.approx(ends[0])
+    task = config.known_task
+    assert (task.channels, task.target, task.target_channel) == (("T1",), "FLAIR", "FLAIR")
+    assert (facts.train, facts.validation, facts.name) == (6, 2, "ours and theirs")
+
+
+def test_the_way_back_and_back_again_is_the_way(flat: tuple[Path, Path]):
+    config, _, _ = prepare(tiny_unpaired(*flat))
+    turned = backward(config)
+    assert turned.known_task.channels == ("FLAIR",)
+    assert turned.known_task.target == "T1"
+    assert turned.plan.target_range == (config.plan.normalisation or ())[0].clip
+    assert backward(turned) == config
+
+
+def test_planes_and_modalities_change_places():
+    keys = unpaired_keys(Path("a"), Path("b"))
+    keys["task"] = {
+        "modality": "MR", "target_modality": "CT", "channels": ["x"], "input_channels": [1],
+        "target": "target x", "target_channel": "x", "target_planes": 3,
+    }  # fmt: skip
+    keys["plan"] |= {"normalisation": [{"kind": "range", "clip": [1, 2]}], "target_range": [3, 4]}
+    turned = backward(parse_config(keys))
+    task, plan = turned.known_task, turned.plan
+    assert (task.modality, task.target_modality) == ("CT", "MR")
+    assert (task.input_channels, task.target_planes, task.target) == ((3,), 1, "target x")
+    assert [n.clip for n in plan.normalisation or ()] == [(3, 4)] * 3
+    assert plan.target_range == (1, 2)
+    assert target_name("x", "x") == "target x"
+    assert target_name("x", "y") == "y"
+
+
+# Training
+
+
+class _Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_interrupted_training_ends_with_the_same_weights(dims: int, tmp_path: Path):
+    """Cut off after its first resume point and resumed: the same tensors, optimiser included."""
+    lists = write_domains(tmp_path / "data", VOLUME if dims == 3 else (14, 17))
+    config = tiny_unpaired(*lists, dims)
+
+    def cut(progress: Any, values: Any) -> None:
+        if progress.step == 4:
+            raise _Cut
+
+    whole = fit(config, tmp_path / "whole")
+    with pytest.raises(_Cut):
+        fit(config, tmp_path / "parts", Options(report=cut))
+    parts = fit(config, tmp_path / "parts", Options(resume=True))
+    ours, theirs = (load_tensors(latest_checkpoint(run)[0] / TENSORS) for run in (whole, parts))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "random" not in name)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert "r1=" in (whole / "log.csv").read_text()
+
+
+def test_a_changed_second_list_is_noticed_on_resuming(tmp_path: Path):
+    ours, theirs = write_domains(tmp_path / "data")
+    fit(tiny_unpaired(ours, theirs), tmp_path / "run")
+    listed = load_caselist(theirs)
+    save_caselist(listed.with_cases(listed.cases[1:]), theirs)
+    with pytest.raises(InputError, match="target data"):
+        fit(tiny_unpaired(ours, theirs), tmp_path / "run", Options(resume=True))
+
+
+def test_a_few_hundred_steps_learn_the_other_domains_brightness(tmp_path: Path):
+    """The made images' mean comes nearer to the target's domain than the source's own was."""
+    ours, theirs = write_domains(tmp_path / "data", (24, 24))
+    keys = unpaired_keys(ours, theirs, steps=120, learning_rate=0.003, ema_decay=0.9)
+    keys["plan"] |= {"patch_size": [16, 16]}
+    trained = fit(parse_config(keys), tmp_path / "run")
+    translator = load_translator(trained)
+    made = translator.translate(ours.parent / "ours_4.png", draws=2).image
+    wanted = np.mean([paired((24, 24), n + 10)[1].clip(0, 255).mean() for n in range(3)])
+    # Unlearned, tanh of about 0 stands for the middle of the range.
+    middle = float(np.mean(translator.ends))
+    assert abs(float(made.mean()) - wanted) < abs(middle - wanted)
+
+
+# Translation by the commands
+
+
+def test_from_two_lists_to_images_by_the_command_line(tmp_path: Path, monkeypatch, capsys):
+    """train, info and translate in both directions, 3-D: names, grid, units, spread."""
+    ours, theirs = write_domains(tmp_path / "data", VOLUME)
+    (tmp_path / "c.yaml").write_text(tiny_unpaired(ours, theirs, 3).to_yaml())
+    run = tmp_path / "run"
+    assert call(monkeypatch, "train", tmp_path / "c.yaml", "--out", run) == 0
+    card = read_card(run)
+    assert card["target"]["name"] == "FLAIR"
+    assert card["training"] == {"steps": 6, "validation_mae": None}
+    assert call(monkeypatch, "info", run) == 0
+    assert "SYNTHETIC" in capsys.readouterr().out
+    ranges = {"forward": card["target"]["range"], "backward": card["intensity"][0]["clip"]}
+    for direction, cases, target in (("forward", ours, "FLAIR"), ("backward", theirs, "T1")):
+        out = tmp_path / direction
+        words = ("translate", "--model", run, "--input", cases, "--out", out)
+        assert call(monkeypatch, *words, "--direction", direction) == 0
+        name = f"{cases.parent.name}_4"
+        assert {p.name for p in out.iterdir()} == {
+            f"{name}.json", f"{name}_SYNTHETIC.nii.gz", f"{name}_SYNTHETIC_spread.nii.gz",
+            "manifest.sqlite",
+        }  # fmt: skip
+        made = nib.load(out / f"{name}_SYNTHETIC.nii.gz")
+        np.testing.assert_allclose(made.affine, AFFINE, atol=1e-6)
+        assert made.shape == VOLUME
+        assert bytes(made.header["descrip"]).startswith(f"SYNTHETIC {target}".encode())
+        record = json.loads((out / f"{name}.json").read_text())
+        assert (record["target"], record["status"]) == (target, "ok")
+        assert record["range"] == pytest.approx(ranges[direction])
+        assert record["mean_spread"] > 0
+        low, high = ranges[direction]
+        values = np.asarray(made.dataobj)
+        assert low - 1e-3 <= values.min()
+        assert values.max() <= high + 1e-3
+
+
+def test_the_other_direction_is_another_answer_to_continue(run, flat, tmp_path, monkeypatch):
+    """The same scan and folder: what the one direction wrote is not taken for the other's."""
+    file, out = flat[0].parent / "ours_4.png", tmp_path / "out"
+    words = ("translate", "--model", run, "--input", file, "--out", out, "--continue")
+    assert call(monkeypatch, *words) == 0
+    assert json.loads((out / "ours_4.json").read_text())["target"] == "FLAIR"
+    assert call(monkeypatch, *words, "--direction", "backward") == 0
+    assert json.loads((out / "ours_4.json").read_text())["target"] == "T1"
+
+
+def test_arrays_are_translated_as_files_are(run: Path, flat: tuple[Path, Path]):
+    """What domain adaptation asks: a scan that was read -> (K, *S) float32, the files' answer."""
+    for direction, cases in (("forward", flat[0]), ("backward", flat[1])):
+        translator = load_translator(run, direction=direction)
+        file = next(cases.parent.glob("*_4.png"))
+        made = translator.restyle(io.read_image(file), file.stem)
+        assert made.dtype == np.float32
+        assert made.shape == (1, 14, 17)
+        same = translator.translate(file, draws=1).image
+        np.testing.assert_array_equal(made, same.numpy())
+        other = translator.restyle(io.read_image(file), file.stem, seed=1)
+        assert np.abs(other - made).max() > 0
+        with pytest.raises(InputError, match="planes"):
+            translator.restyle(torch.cat([io.read_image(file)] * 3), "three")
+
+
+def test_other_steps_are_refused_in_one_line(run, flat, tmp_path, monkeypatch, capsys):
+    words = ("translate", "--model", run, "--input", flat[0], "--out", tmp_path / "out")
+    assert call(monkeypatch, *words, "--steps", 2) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "4 steps" in told[0]
+
+
+def test_a_model_of_pairs_has_no_way_back(tmp_path: Path):
+    trained = fit(tiny_translator("one_step", write_pairs(tmp_path, (14, 17)), 2), tmp_path / "run")
+    with pytest.raises(UsageError, match="knows one direction"):
+        load_translator(trained, direction="backward")
+    with pytest.raises(UsageError, match="unknown direction"):
+        load_translator(trained, direction="sideways")  # type: ignore[arg-type]
+
+
+# What is refused
+
+
+def test_a_bad_second_list_gives_one_line(flat, tmp_path: Path, monkeypatch, capsys):
+    """Missing, broken, several channels, nothing to train on: exit 1 and one line that names it."""
+    ours, theirs = flat
+    content = json.loads(theirs.read_text())
+    lists = {
+        "missing.json": (None, "no such case list"),
+        "broken.json": ("{", "not a json file"),
+        "channels.json": (
+            {**content, "channels": ["FLAIR", "T2"], "cases": [
+                {**case, "channels": {"FLAIR": case["channels"]["FLAIR"], "T2": "theirs_0.png"}}
+                for case in content["cases"][:1]
+            ]},
+            "one channel in each domain",
+        ),
+        "empty.json": (
+            {**content, "cases": [{**case, "part": "test"} for case in content["cases"]]},
+            "no training case",
+        ),
+    }  # fmt: skip
+    for name, (written, words) in lists.items():
+        file = tmp_path / name
+        if written is not None:
+            file.write_text(written if isinstance(written, str) else json.dumps(written))
+        keys = unpaired_keys(ours, file)
+        keys["data"] |= {"target_root": str(theirs.parent)}
+        (tmp_path / "c.yaml").write_text(parse_config(keys).to_yaml())
+        assert call(monkeypatch, "train", tmp_path / "c.yaml", "--out", tmp_path / "run") == 1
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1, told
+        assert words in told[0].lower()
+        assert name in told[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_volumes_are_not_translated_into_flat_images(flat: tuple[Path, Path], tmp_path: Path):
+    volumes = write_domain(tmp_path / "ours", "T1", VOLUME, target=False)
+    with pytest.raises(InputError, match="second list are 2-D"):
+        prepare(tiny_unpaired(volumes, flat[1], 3))
+
+
+def test_images_alone_are_a_list_that_cannot_be_segmented(flat: tuple[Path, Path], tmp_path: Path):
+    assert load_caselist(flat[0]).labels == {}
+    with pytest.raises(InputError, match="images alone"):
+        prepare(parse_config({"recipe": "unet", "data": {"cases": str(flat[0])}}))
+    content = json.loads(flat[0].read_text()) | {"labels": {"background": 0, "a": 1}}
+    with pytest.raises(InputError, match="without a reference mask"):
+        build_caselist(content)
+
+
+# The shipped YAML
+
+
+def test_the_shipped_yaml_trains_and_translates(tmp_path: Path, repository: Path, monkeypatch):
+    """At a width and length for a test, on lists with masks, which nobody looks at."""
+    ours, theirs = write_domains(tmp_path / "data", (24, 26))
+    settings = {
+        "data.cases": json.dumps(str(ours)), "data.target_cases": json.dumps(str(theirs)),
+        "plan.patch_size": [16, 16], "plan.batch_size": 2, "model.features": [4, 8, 8],
+        "model.time_channels": 8, "training.steps": 2, "training.warmup_steps": 1,
+    }  # fmt: skip
+    words = [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
+    file, run = repository / "configs" / "nuclei_syndiff.yaml", tmp_path / "run"
+    assert load_config(file).data.foreground_crops == 0
+    assert call(monkeypatch, "train", file, "--out", run, *words) == 0
+    out = tmp_path / "out"
+    assert call(monkeypatch, "translate", "--model", run, "--input", ours, "--out", out) == 0
+    assert (out / "ours_4_SYNTHETIC.tif").is_file()
+
+
+def test_masks_of_a_list_are_not_looked_at(tmp_path: Path):
+    ours, theirs = write_domains(tmp_path)
+    content = json.loads(ours.read_text()) | {"labels": {"background": 0, "a": 1}}
+    for case in content["cases"]:
+        # A file that is no mask: reading it would be refused.
+        case["references"] = ["cases.json"]
+    ours.write_text(json.dumps(content))
+    fit(tiny_unpaired(ours, theirs, steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
