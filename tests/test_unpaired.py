@@ -1,4 +1,4 @@
-"""Two case lists without pairs: samples, plan, training, both directions, and what is refused."""
+"""Two case lists without pairs: samples, plan, the way back, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from medseg_diff import io
-from medseg_diff.checkpoint import TENSORS, latest_checkpoint, load_tensors, read_card
 from medseg_diff.cli import main
-from medseg_diff.config import load_config, parse_config
+from medseg_diff.config import parse_config
 from medseg_diff.config.directions import backward, target_name
-from medseg_diff.data.caselist import build_caselist, load_caselist, save_caselist
+from medseg_diff.data.caselist import build_caselist, load_caselist
 from medseg_diff.data.dataset import batches
 from medseg_diff.data.prepare import open_targets, prepare
 from medseg_diff.data.unpaired import UnpairedSet, training_set
 from medseg_diff.data.unreadable import Skipped
-from medseg_diff.errors import InputError, UsageError
+from medseg_diff.errors import InputError
 from medseg_diff.training import Options, fit
-from medseg_diff.translation import load_translator
-from tests.translation_fixtures import AFFINE, paired, tiny_translator, write_pairs
+from tests.translation_fixtures import paired
 from tests.unpaired_fixtures import tiny_unpaired, unpaired_keys, write_domain, write_domains
 
 VOLUME = (15, 18, 13)
@@ -35,12 +31,6 @@ VOLUME = (15, 18, 13)
 def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Case lists of 2-D images."""
     return write_domains(tmp_path_factory.mktemp("flat"))
-
-
-@pytest.fixture(scope="module")
-def run(flat: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run in 2-D."""
-    return fit(tiny_unpaired(*flat), tmp_path_factory.mktemp("runs") / "run")
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -166,137 +156,6 @@ def test_planes_and_modalities_change_places():
     assert target_name("x", "y") == "y"
 
 
-# Training
-
-
-class _Cut(Exception):
-    pass
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_an_interrupted_training_ends_with_the_same_weights(dims: int, tmp_path: Path):
-    """Cut off after its first resume point and resumed: the same tensors, optimiser included."""
-    lists = write_domains(tmp_path / "data", VOLUME if dims == 3 else (14, 17))
-    config = tiny_unpaired(*lists, dims)
-
-    def cut(progress: Any, values: Any) -> None:
-        if progress.step == 4:
-            raise _Cut
-
-    whole = fit(config, tmp_path / "whole")
-    with pytest.raises(_Cut):
-        fit(config, tmp_path / "parts", Options(report=cut))
-    parts = fit(config, tmp_path / "parts", Options(resume=True))
-    ours, theirs = (load_tensors(latest_checkpoint(run)[0] / TENSORS) for run in (whole, parts))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "random" not in name)
-    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
-    assert "r1=" in (whole / "log.csv").read_text()
-
-
-def test_a_changed_second_list_is_noticed_on_resuming(tmp_path: Path):
-    ours, theirs = write_domains(tmp_path / "data")
-    fit(tiny_unpaired(ours, theirs), tmp_path / "run")
-    listed = load_caselist(theirs)
-    save_caselist(listed.with_cases(listed.cases[1:]), theirs)
-    with pytest.raises(InputError, match="target data"):
-        fit(tiny_unpaired(ours, theirs), tmp_path / "run", Options(resume=True))
-
-
-def test_a_few_hundred_steps_learn_the_other_domains_brightness(tmp_path: Path):
-    """The made images' mean comes nearer to the target's domain than the source's own was."""
-    ours, theirs = write_domains(tmp_path / "data", (24, 24))
-    keys = unpaired_keys(ours, theirs, steps=120, learning_rate=0.003, ema_decay=0.9)
-    keys["plan"] |= {"patch_size": [16, 16]}
-    trained = fit(parse_config(keys), tmp_path / "run")
-    translator = load_translator(trained)
-    made = translator.translate(ours.parent / "ours_4.png", draws=2).image
-    wanted = np.mean([paired((24, 24), n + 10)[1].clip(0, 255).mean() for n in range(3)])
-    # Unlearned, tanh of about 0 stands for the middle of the range.
-    middle = float(np.mean(translator.ends))
-    assert abs(float(made.mean()) - wanted) < abs(middle - wanted)
-
-
-# Translation by the commands
-
-
-def test_from_two_lists_to_images_by_the_command_line(tmp_path: Path, monkeypatch, capsys):
-    """train, info and translate in both directions, 3-D: names, grid, units, spread."""
-    ours, theirs = write_domains(tmp_path / "data", VOLUME)
-    (tmp_path / "c.yaml").write_text(tiny_unpaired(ours, theirs, 3).to_yaml())
-    run = tmp_path / "run"
-    assert call(monkeypatch, "train", tmp_path / "c.yaml", "--out", run) == 0
-    card = read_card(run)
-    assert card["target"]["name"] == "FLAIR"
-    assert card["training"] == {"steps": 6, "validation_mae": None}
-    assert call(monkeypatch, "info", run) == 0
-    assert "SYNTHETIC" in capsys.readouterr().out
-    ranges = {"forward": card["target"]["range"], "backward": card["intensity"][0]["clip"]}
-    for direction, cases, target in (("forward", ours, "FLAIR"), ("backward", theirs, "T1")):
-        out = tmp_path / direction
-        words = ("translate", "--model", run, "--input", cases, "--out", out)
-        assert call(monkeypatch, *words, "--direction", direction) == 0
-        name = f"{cases.parent.name}_4"
-        assert {p.name for p in out.iterdir()} == {
-            f"{name}.json", f"{name}_SYNTHETIC.nii.gz", f"{name}_SYNTHETIC_spread.nii.gz",
-            "manifest.sqlite",
-        }  # fmt: skip
-        made = nib.load(out / f"{name}_SYNTHETIC.nii.gz")
-        np.testing.assert_allclose(made.affine, AFFINE, atol=1e-6)
-        assert made.shape == VOLUME
-        assert bytes(made.header["descrip"]).startswith(f"SYNTHETIC {target}".encode())
-        record = json.loads((out / f"{name}.json").read_text())
-        assert (record["target"], record["status"]) == (target, "ok")
-        assert record["range"] == pytest.approx(ranges[direction])
-        assert record["mean_spread"] > 0
-        low, high = ranges[direction]
-        values = np.asarray(made.dataobj)
-        assert low - 1e-3 <= values.min()
-        assert values.max() <= high + 1e-3
-
-
-def test_the_other_direction_is_another_answer_to_continue(run, flat, tmp_path, monkeypatch):
-    """The same scan and folder: what the one direction wrote is not taken for the other's."""
-    file, out = flat[0].parent / "ours_4.png", tmp_path / "out"
-    words = ("translate", "--model", run, "--input", file, "--out", out, "--continue")
-    assert call(monkeypatch, *words) == 0
-    assert json.loads((out / "ours_4.json").read_text())["target"] == "FLAIR"
-    assert call(monkeypatch, *words, "--direction", "backward") == 0
-    assert json.loads((out / "ours_4.json").read_text())["target"] == "T1"
-
-
-def test_arrays_are_translated_as_files_are(run: Path, flat: tuple[Path, Path]):
-    """What domain adaptation asks: a scan that was read -> (K, *S) float32, the files' answer."""
-    for direction, cases in (("forward", flat[0]), ("backward", flat[1])):
-        translator = load_translator(run, direction=direction)
-        file = next(cases.parent.glob("*_4.png"))
-        made = translator.restyle(io.read_image(file), file.stem)
-        assert made.dtype == np.float32
-        assert made.shape == (1, 14, 17)
-        same = translator.translate(file, draws=1).image
-        np.testing.assert_array_equal(made, same.numpy())
-        other = translator.restyle(io.read_image(file), file.stem, seed=1)
-        assert np.abs(other - made).max() > 0
-        with pytest.raises(InputError, match="planes"):
-            translator.restyle(torch.cat([io.read_image(file)] * 3), "three")
-
-
-def test_other_steps_are_refused_in_one_line(run, flat, tmp_path, monkeypatch, capsys):
-    words = ("translate", "--model", run, "--input", flat[0], "--out", tmp_path / "out")
-    assert call(monkeypatch, *words, "--steps", 2) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert "4 steps" in told[0]
-
-
-def test_a_model_of_pairs_has_no_way_back(tmp_path: Path):
-    trained = fit(tiny_translator("one_step", write_pairs(tmp_path, (14, 17)), 2), tmp_path / "run")
-    with pytest.raises(UsageError, match="knows one direction"):
-        load_translator(trained, direction="backward")
-    with pytest.raises(UsageError, match="unknown direction"):
-        load_translator(trained, direction="sideways")  # type: ignore[arg-type]
-
-
 # What is refused
 
 
@@ -347,26 +206,6 @@ def test_images_alone_are_a_list_that_cannot_be_segmented(flat: tuple[Path, Path
     content = json.loads(flat[0].read_text()) | {"labels": {"background": 0, "a": 1}}
     with pytest.raises(InputError, match="without a reference mask"):
         build_caselist(content)
-
-
-# The shipped YAML
-
-
-def test_the_shipped_yaml_trains_and_translates(tmp_path: Path, repository: Path, monkeypatch):
-    """At a width and length for a test, on lists with masks, which nobody looks at."""
-    ours, theirs = write_domains(tmp_path / "data", (24, 26))
-    settings = {
-        "data.cases": json.dumps(str(ours)), "data.target_cases": json.dumps(str(theirs)),
-        "plan.patch_size": [16, 16], "plan.batch_size": 2, "model.features": [4, 8, 8],
-        "model.time_channels": 8, "training.steps": 2, "training.warmup_steps": 1,
-    }  # fmt: skip
-    words = [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
-    file, run = repository / "configs" / "nuclei_syndiff.yaml", tmp_path / "run"
-    assert load_config(file).data.foreground_crops == 0
-    assert call(monkeypatch, "train", file, "--out", run, *words) == 0
-    out = tmp_path / "out"
-    assert call(monkeypatch, "translate", "--model", run, "--input", ours, "--out", out) == 0
-    assert (out / "ours_4_SYNTHETIC.tif").is_file()
 
 
 def test_masks_of_a_list_are_not_looked_at(tmp_path: Path):

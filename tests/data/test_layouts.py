@@ -477,6 +477,7 @@ def test_dsb_domains_can_all_become_grey(tmp_path: Path) -> None:
     )  # fmt: skip
     for domain, image in (("fluo", picture(1)), ("histo", colours)):
         for i, suffix in enumerate(("Tr", "Tr", "Ts")):
+            image[7, 5] = i  # no two alike
             png(tmp_path / f"in/{domain}/images{suffix}/{domain}{i}.png", image)
             png(tmp_path / f"in/{domain}/labels{suffix}/{domain}{i}.png", picture(i) % 7)
     caselist = from_dsb2018(tmp_path / "in", tmp_path / "out", grey=True)
