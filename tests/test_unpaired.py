@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import CacheDataset
 
 from medseg_diff.cli import main
 from medseg_diff.config import parse_config
@@ -18,7 +19,7 @@ from medseg_diff.data.caselist import build_caselist, load_caselist
 from medseg_diff.data.dataset import batches
 from medseg_diff.data.prepare import open_targets, prepare
 from medseg_diff.data.unpaired import UnpairedSet, training_set
-from medseg_diff.data.unreadable import Skipped
+from medseg_diff.data.unreadable import BAD, Skipped
 from medseg_diff.errors import InputError
 from medseg_diff.training import Options, fit
 from tests.translation_fixtures import paired
@@ -51,23 +52,28 @@ def samples_of(ours: Path, theirs: Path, **training: Any) -> UnpairedSet:
 # Samples
 
 
+def cases_with(patch: np.ndarray, held: CacheDataset) -> set[int]:
+    """Which preprocessed cases show a patch of 8 x 8 somewhere."""
+    return {
+        index
+        for index, case in enumerate(map(held.__getitem__, range(len(held))))
+        for r in range(7)
+        for c in range(10)
+        if np.array_equal(patch, case["image"][:, r : r + 8, c : c + 8, 0])
+    }
+
+
 def test_a_sample_holds_a_patch_of_each_domain(flat: tuple[Path, Path]):
-    """Without augmentation both patches are found again in their own list's images."""
+    """Without augmentation each is found again in its own list, every case once an epoch."""
     made = samples_of(*flat, augment=False)
-    for number in range(8):
-        sample = made[number]
-        for key, held in (("image", made.cases), ("label", made.others.cases)):
-            patch = sample[key].numpy()
-            assert patch.shape == (1, 8, 8)
-            assert patch.dtype == np.float32
-            found = [
-                np.array_equal(patch, case["image"][:, r : r + 8, c : c + 8, 0])
-                for case in map(held.__getitem__, range(len(held)))
-                for r in range(7)
-                for c in range(10)
-            ]
-            assert any(found), (number, key)
-        assert sample["noise"].shape == (3, 8, 8)
+    for key, held in (("image", made.cases), ("label", made.others.cases)):
+        patches = [made[number][key].numpy() for number in range(6)]
+        assert {(p.shape, p.dtype.name) for p in patches} == {((1, 8, 8), "float32")}
+        found = [cases_with(patch, held) for patch in patches]
+        assert all(found), key
+        for epoch in (found[:3], found[3:]):
+            assert set.union(*epoch) == {0, 1, 2}, key
+    assert made[0]["noise"].shape == (3, 8, 8)
 
 
 def test_a_sample_is_a_function_of_its_number(flat: tuple[Path, Path]):
@@ -103,6 +109,10 @@ def test_a_bad_image_of_the_second_list_is_named_and_passed_over(tmp_path: Path)
     (theirs.parent / "theirs_1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="theirs_1"):
         fit(tiny_unpaired(ours, theirs), tmp_path / "run")
+    config, cases, _ = prepare(tiny_unpaired(ours, theirs), Skipped(1))
+    made = training_set(config, cases, open_targets(config), 3, Skipped(1))
+    told = [made[number].get(BAD, {}) for number in range(3)]
+    assert [list(lines) for lines in told if lines] == [["theirs_1"]]
     fit(tiny_unpaired(ours, theirs), tmp_path / "other", Options(skip_bad=1))
     listed = json.loads((tmp_path / "other" / "skipped_cases.json").read_text())
     assert [each["case"] for each in listed] == ["theirs_1"]
