@@ -20,7 +20,7 @@ from medseg_diff.data.dataset import batches
 from medseg_diff.data.prepare import open_targets, prepare
 from medseg_diff.data.unpaired import UnpairedSet, training_set
 from medseg_diff.data.unreadable import BAD, Skipped
-from medseg_diff.errors import InputError
+from medseg_diff.errors import InputError, UsageError
 from medseg_diff.training import Options, fit
 from tests.translation_fixtures import paired
 from tests.unpaired_fixtures import tiny_unpaired, unpaired_keys, write_domain, write_domains
@@ -162,6 +162,9 @@ def test_planes_and_modalities_change_places():
     assert (task.input_channels, task.target_planes, task.target) == ((3,), 1, "target x")
     assert [n.clip for n in plan.normalisation or ()] == [(3, 4)] * 3
     assert plan.target_range == (1, 2)
+    keys["task"].pop("target_channel")
+    with pytest.raises(UsageError, match="knows one direction"):
+        backward(parse_config(keys))
     assert target_name("x", "x") == "target x"
     assert target_name("x", "y") == "y"
 
