@@ -115,21 +115,34 @@ def check_folder(out: Path, *, resume: bool) -> None:
         latest_checkpoint(out)
 
 
-def identity(config: Config, cases: CaseList) -> dict[str, str]:
-    """What must not change between a run and its continuation, one entry a thing."""
+def identity(config: Config, cases: CaseList, others: CaseList | None = None) -> dict[str, str]:
+    """What must not change between a run and its continuation, one entry a thing.
+
+    Args:
+        config: Complete.
+        cases: Case list of the training.
+        others: The second list of a training without pairs.
+    """
     keys = config.model_dump(mode="json")
     keys["training"] = {k: v for k, v in keys["training"].items() if k not in FREE_KEYS}
-    keys["data"].pop("root", None)
-    keys["data"].pop("cases", None)
+    for path in ("root", "cases", "target_root", "target_cases"):
+        keys["data"].pop(path, None)
     flat = {f"config.{k}": json.dumps(v, sort_keys=True) for k, v in _leaves(keys)}
+    flat["data"] = _listed(cases)
+    if others is not None:
+        flat["target data"] = _listed(others)
+    flat["torch"] = torch.__version__.split(".")[0]
+    return flat
+
+
+def _listed(cases: CaseList) -> str:
+    """Hash of what a case list names."""
     listed = [
         [c.case, c.part, sorted(c.sha256.items()), sorted(c.channels.items()), list(c.references)]
         + ([] if c.target is None else [c.target])
         for c in cases.cases
     ]
-    flat["data"] = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    flat["torch"] = torch.__version__.split(".")[0]
-    return flat
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
 
 
 def save(out: Path, state: State) -> None:

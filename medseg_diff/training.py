@@ -32,9 +32,10 @@ from medseg_diff.checkpoint import (
 from medseg_diff.companion import Companion
 from medseg_diff.config import Config, TrainingConfig
 from medseg_diff.data.caselist import CaseList
-from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
-from medseg_diff.data.prepare import prepare
+from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, preprocessed
+from medseg_diff.data.prepare import open_targets, prepare
 from medseg_diff.data.records import Batch
+from medseg_diff.data.unpaired import training_set
 from medseg_diff.data.unreadable import Skipped
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.model import Loss, SegmentationModel, build_model
@@ -135,7 +136,6 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     config, cases, facts = prepare(config, skipped)
     if base is not None:
         config = frozen.normalised_as(base, config)
-    task = config.known_task
     model = build_model(config)
     if base is not None:
         frozen.start(model, base, config)
@@ -147,21 +147,24 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     optimiser = torch.optim.AdamW(
         [*own, *(() if companion is None else companion.parameters())],
         lr=training.learning_rate,
+        betas=training.betas,
         weight_decay=training.weight_decay,
     )
     model.train().to(accelerator.device)
     average = Average(model, training.ema_decay)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    identity = resuming.identity(config, cases) | attach_teacher(model, config, accelerator.device)
-    identity |= frozen.identity(base)
+    others = open_targets(config)
+    identity = resuming.identity(config, cases, others) | frozen.identity(base)
+    identity |= attach_teacher(model, config, accelerator.device)
     state = resuming.State(model, average, optimiser, Progress(), identity, companion)
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
         if options.resume
         else []
     )
-    train, plan = cases.part("train"), config.plan
-    validation = cases.part("validation")[: training.validation_cases]
+    # Without pairs there is no truth to compare a validation case's image with.
+    part = cases.part("validation")[: training.validation_cases] if others is None else []
+    validation = preprocessed(cases, part, config.known_task, config.plan, skipped) if main else []
     run = _Run(
         config,
         cases,
@@ -171,8 +174,8 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         wrapped,
         state,
         model_card(config, facts, model),
-        TrainingSet(cached_cases(cases, train, task, plan, skipped), config, model.noise_channels),
-        preprocessed(cases, validation, task, plan, skipped) if main else [],
+        training_set(config, cases, others, model.noise_channels, skipped),
+        validation,
         TrainingLog(out, state.progress.step, enabled=main),
         options.report if main else None,
         skipped,

@@ -26,8 +26,10 @@ MISSING |= {(data, "feature_translation") for data in ("hippocampus", "nuclei")}
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
     files = sorted((repository / "configs").glob(f"{data}_*.yaml"))
-    # Reflow and adapters are second trainings of rows that stand there already.
-    return {p.stem: load_config(p) for p in files if not p.stem.endswith(("_reflow", "_lora"))}
+    # Reflow and adapters are second trainings of rows that stand there already, and syndiff makes
+    # images.
+    apart = ("_reflow", "_lora", "_syndiff")
+    return {p.stem: load_config(p) for p in files if not p.stem.endswith(apart)}
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])

@@ -39,6 +39,13 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
+    yield (
+        (model.adversarial is None) != (config.data.target_cases is None),
+        "model.adversarial learns from two case lists without pairs: set data.target_cases and "
+        "recipe: syndiff, or neither",
+    )
+    if model.adversarial is not None:
+        yield from _beside_two_domains(config)
     if config.task is not None:
         yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
@@ -102,6 +109,39 @@ def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
         any(weight > 0 for weight in (*annotated, objective.variational_bound)),
         f"{key} learns the teacher's masks, and these losses read the annotator's: set "
         "objective.squared_error alone",
+    )
+
+
+def _beside_two_domains(config: Config) -> Iterator[tuple[bool, str]]:
+    """What unpaired translation does not know."""
+    objective, wanted, adversarial = config.objective, config.prediction, config.model.adversarial
+    yield (
+        objective.squared_error > 0
+        or objective.min_snr_gamma is not None
+        or objective.recycling > 0
+        or objective.time_law != "uniform",
+        "model.adversarial is trained by objective.absolute_error and by what it holds itself: "
+        "leave out squared_error, min_snr_gamma, recycling and time_law",
+    )
+    yield (
+        adversarial is not None and wanted.steps != adversarial.steps,
+        "the generators know the times of model.adversarial.steps alone: set prediction.steps to "
+        "the same number",
+    )
+    yield (
+        wanted.sampler != "ancestral",
+        "model.adversarial walks by the process's own posterior: set prediction.sampler: ancestral",
+    )
+    fixed = {n.clip if n.kind == "range" else None for n in config.plan.normalisation or ()}
+    yield (
+        None in fixed or len(fixed) > 1,
+        "both directions are learned, so both domains need a range that can be inverted: leave out "
+        "plan.normalisation, or set it to one kind: range with clip for all planes",
+    )
+    yield (
+        config.plan.coordinates or config.training.lora is not None,
+        "model.adversarial has no coordinates and no adapters: leave out plan.coordinates and "
+        "training.lora",
     )
 
 
@@ -274,4 +314,39 @@ def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         controlled and (model.self_conditioning or model.discrete_prior == "segmenter"),
         "control_planes are the last of the denoiser's input: leave out self_conditioning and "
         "discrete_prior",
+    )
+
+
+def adversarial_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside unpaired translation, each with the sentence for the user."""
+    adversarial = model.adversarial is not None
+    yield (
+        adversarial
+        and (model.kind != "diffusion" or model.denoiser != "unet" or model.conditioner != "none"),
+        "adversarial has generators of its own: set kind: diffusion, denoiser: unet and "
+        "conditioner: none",
+    )
+    yield (
+        adversarial and (model.path != "variance_preserving" or model.output != "clean"),
+        "adversarial judges steps of the variance preserving path made from a clean image: set "
+        "path: variance_preserving and output: clean",
+    )
+    yield (
+        adversarial and (model.betas is not None or model.input_scale != 1),
+        "adversarial walks large steps of model.schedule: leave out betas and input_scale",
+    )
+    others = (
+        model.learned_variance,
+        model.self_conditioning,
+        model.condition_dropout > 0,
+        model.latent is not None,
+        model.joint,
+        model.control_planes > 0,
+        not model.concat_image,
+    )
+    yield (
+        adversarial and any(others),
+        "adversarial shows its generators a noisy image and a source alone: leave out "
+        "learned_variance, self_conditioning, condition_dropout, latent, joint and control_planes, "
+        "and set concat_image: true",
     )

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medseg_diff.config.base import Section
-from medseg_diff.config.contradictions import control_apart, discrete_apart, joint_apart
+from medseg_diff.config.contradictions import (
+    adversarial_apart,
+    control_apart,
+    discrete_apart,
+    joint_apart,
+)
 
 
 class LatentConfig(Section):
@@ -41,6 +46,21 @@ class LatentConfig(Section):
         1.0, ge=0, description="power of 1 / frequency by which rare classes count in cross-entropy"
     )
     end_to_end: bool = Field(False, description="train both parts together (LDSeg-like)")
+
+
+class AdversarialConfig(Section):
+    """Unpaired translation by a few large reverse steps, each judged by a discriminator."""
+
+    steps: int = Field(4, ge=1, description="steps of the process; prediction takes as many")
+    latent_planes: int = Field(
+        1, ge=0, description="planes of noise among a generator's inputs: its latent z"
+    )
+    discriminator_features: tuple[int, ...] = Field(
+        (32, 64, 128), min_length=1, description="widths; each level halves the size"
+    )
+    cycle: float = Field(0.5, ge=0, description="weight of the cycle's absolute error")
+    r1: float = Field(1.0, ge=0, description="weight of the gradient penalty R1, gamma")
+    r1_every: int = Field(10, ge=1, description="training steps between two that have the penalty")
 
 
 class ModelConfig(Section):
@@ -96,6 +116,9 @@ class ModelConfig(Section):
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+    adversarial: AdversarialConfig | None = Field(
+        None, description="translate between data.cases and data.target_cases, without pairs"
+    )
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
     control_planes: int = Field(
         0,
@@ -127,6 +150,7 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *adversarial_apart(self),
         ):
             if broken:
                 raise ValueError(message)

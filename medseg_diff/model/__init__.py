@@ -5,6 +5,7 @@ draws masks, or translated images, from it. The baselines (U-Net, MC dropout, Pr
 and a translation's one-step regression) answer the same calls.
 """
 
+from medseg_diff.model.adversarial import AdversarialModel
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.build import build_model
@@ -18,6 +19,7 @@ from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 
 __all__ = [
+    "AdversarialModel",
     "DiffusionModel",
     "DiscreteModel",
     "DropoutUNetModel",

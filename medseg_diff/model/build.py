@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
-from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
+from medseg_diff.config import (
+    AdversarialConfig,
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    TaskConfig,
+)
 from medseg_diff.diffusion.discrete import Categorical
 from medseg_diff.diffusion.paths import (
     BetaTable,
@@ -17,6 +23,7 @@ from medseg_diff.diffusion.paths import (
 )
 from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.errors import UsageError
+from medseg_diff.model.adversarial import DOMAINS, OTHER, AdversarialModel, Domain, Networks
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.diffusion import DiffusionModel
@@ -26,6 +33,7 @@ from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
+from medseg_diff.networks.adversarial import Discriminator, Generator, translator
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
@@ -53,6 +61,8 @@ def build_model(config: Config) -> SegmentationModel:
             expected=f"fewer than {planes}",
         )
     codec = build_codec(config.task)
+    if isinstance(codec, ImageCodec) and model.adversarial is not None:
+        return build_two_domains(dims, planes, codec, model.adversarial, config)
     if isinstance(codec, OneHotCodec) and (model.kind == "discrete" or model.joint):
         return build_drawn_otherwise(dims, planes, codec, config)
     if model.kind != "diffusion":
@@ -104,6 +114,33 @@ def build_drawn_otherwise(
         model,
         config.objective,
     )
+
+
+def build_two_domains(
+    dims: int, planes: int, target: ImageCodec, adversarial: AdversarialConfig, config: Config
+) -> SegmentationModel:
+    """Generators, one-pass translators and discriminators of both domains of unpaired images."""
+    model, judges = config.model, adversarial.discriminator_features
+    codecs: dict[Domain, ImageCodec] = {"a": ImageCodec(planes), "b": target}
+    widths = {domain: codecs[domain].channels for domain in DOMAINS}
+    networks = {
+        d: Networks(
+            translator(dims, widths[OTHER[d]], widths[d], model.features),
+            Generator(
+                dims,
+                widths[d],
+                widths[OTHER[d]],
+                adversarial.latent_planes,
+                model.features,
+                model.time_channels,
+            ),
+            Discriminator(dims, 2 * widths[d], judges, model.time_channels),
+            Discriminator(dims, widths[d], judges),
+        )
+        for d in DOMAINS
+    }
+    path = build_path(model)
+    return AdversarialModel(codecs, networks, path, adversarial, config.objective)
 
 
 def build_baseline(
