@@ -39,7 +39,9 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     )
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
-    if config.task is not None:
+    if model.prior is not None:
+        yield from _beside_prior(config)
+    elif config.task is not None:
         yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
 
@@ -108,6 +110,11 @@ def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
 def _beside_masks(config: Config) -> Iterator[tuple[bool, str]]:
     """What a task that segments cannot have."""
     yield (
+        config.task is not None and not config.task.structures,
+        "this case list names no structure, so there is nothing to segment: add its labels, or set "
+        "model.prior: unconditional",
+    )
+    yield (
         config.model.uses_source,
         "this path ends in the source image, and masks have none: give the case list a target, or "
         "set another model.path",
@@ -170,6 +177,49 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         model.uses_source and task.source_planes(model.source) != task.target_planes,
         f"the source has {task.source_planes(model.source)} planes and the target "
         f"{task.target_planes}: a path between them needs as many",
+    )
+
+
+def _beside_prior(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a model of the scans themselves cannot have."""
+    model, objective, training, wanted = (
+        config.model, config.objective, config.training, config.prediction,
+    )  # fmt: skip
+    of_masks = (objective.dice, objective.cross_entropy, objective.focal, objective.anchor)
+    yield (
+        any(weight > 0 for weight in of_masks),
+        "objective: dice, cross_entropy, focal and anchor compare masks, and model.prior makes "
+        "scans: use squared_error or absolute_error",
+    )
+    yield (
+        training.augmentation != "standard"
+        or training.reflow_from is not None
+        or training.lora is not None,
+        "model.prior learns how scans look: leave out training.augmentation, reflow_from and lora",
+    )
+    yield (
+        wanted.sampler in ("anchor", "analytic")
+        or wanted.fuse != "mean"
+        or wanted.settle is not None
+        or bool(wanted.flips or wanted.shapes)
+        or wanted.cleanup != "none"
+        or wanted.dynamic_threshold is not None
+        or wanted.guidance != 1,
+        "prediction: model.prior makes scans, which are drawn one by one: leave out the samplers "
+        "anchor and analytic, fuse, settle, flips, cleanup, shapes, guidance and dynamic_threshold",
+    )
+    yield (
+        any(spec.kind not in ("percentile", "range") for spec in config.plan.normalisation or ()),
+        "plan.normalisation: scans that are made need their units back: use percentile or range",
+    )
+    yield (
+        model.prior == "mask" and config.task is not None and not config.task.structures,
+        "model.prior: mask needs label maps, and this case list names no structure: set prior: "
+        "unconditional",
+    )
+    yield (
+        config.task is not None and config.task.target is not None,
+        "model.prior makes the scans of a list without target, and this case list has one",
     )
 
 
@@ -255,6 +305,29 @@ def joint_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     yield (
         joint and (model.self_conditioning or model.condition_dropout > 0),
         "joint has no condition: leave out self_conditioning and condition_dropout",
+    )
+
+
+def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a model of scans, each with the sentence for the user."""
+    prior = model.prior is not None
+    yield (
+        prior and (model.kind != "diffusion" or model.joint or model.control_planes > 0),
+        "prior diffuses scans alone: set kind: diffusion and leave out joint and control_planes",
+    )
+    yield (
+        prior and (model.uses_source or model.conditioner != "none" or model.latent is not None),
+        "prior has no scan to start from or to encode: set conditioner: none, a path that ends in "
+        "noise, and leave out latent",
+    )
+    yield (
+        prior and (model.learned_variance or model.self_conditioning),
+        "prior is drawn over whole scans, window by window at each step: leave out "
+        "learned_variance and self_conditioning",
+    )
+    yield (
+        prior and model.condition_dropout > 0,
+        "a prior without its mask is one of prior: unconditional: leave out condition_dropout",
     )
 
 

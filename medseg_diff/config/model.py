@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medseg_diff.config.base import Section
-from medseg_diff.config.contradictions import control_apart, discrete_apart, joint_apart
+from medseg_diff.config.contradictions import (
+    control_apart,
+    discrete_apart,
+    joint_apart,
+    prior_apart,
+)
 
 
 class LatentConfig(Section):
@@ -91,6 +96,11 @@ class ModelConfig(Section):
     joint: bool = Field(
         False, description="diffuse image and mask as one state; the image is put in at prediction"
     )
+    prior: Literal["unconditional", "mask"] | None = Field(
+        None,
+        description="diffuse the scans themselves, with no scan as condition: unconditional, or "
+        "given the label map",
+    )
     discrete_steps: int = Field(250, ge=1, description="discrete: steps of the process")
     discrete_prior: Literal["uniform", "segmenter"] = Field(
         "uniform",
@@ -112,6 +122,7 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *prior_apart(self),
         ):
             if broken:
                 raise ValueError(message)

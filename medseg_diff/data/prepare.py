@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medseg_diff.config import Config
 from medseg_diff.config.contradictions import contradictions
 from medseg_diff.data.caselist import CaseList, load_caselist
-from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
+from medseg_diff.data.fingerprint import complete_plan, fingerprint, plan_of_scans, task_of
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.data.splits import kfold
 from medseg_diff.data.unreadable import Skipped
@@ -61,6 +61,7 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
     plan = config.plan
     needed = ["spatial_dims", "spacing_mm", "patch_size", "normalisation"]
     needed += ["target_range"] if task.target is not None else []
+    needed += ["image_ranges", "raster"] if config.model.prior is not None else []
     complete = task.input_channels and all(getattr(plan, key) is not None for key in needed)
     if not complete or plan.batch_size is None:
         # Validation cases count too: the folds of a cross-validation then share one plan, and
@@ -70,6 +71,8 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         planes = {"input_channels": found.planes, "target_planes": found.target_planes}
         task = task.model_copy(update=planes)
         plan = complete_plan(plan, task, config.model, found)
+        if config.model.prior is not None:
+            plan = plan_of_scans(plan, found)
     facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))
     whole = config.model_copy(update={"task": task, "plan": plan})
     # The YAML was checked without its task, which the case list brings.

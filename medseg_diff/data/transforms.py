@@ -325,6 +325,7 @@ class Preprocess(MapTransform):
         image = np.asarray(self.place_image(data["image"]), dtype=np.float32)
         result = {k: v for k, v in data.items() if k not in ("channels", "references")}
         result["image"] = normalise(image, self.plan.normalisation or ())
+        result["foreground"] = []
         if self.task.target is not None and "target" in data:
             if self.plan.target_range is None:
                 raise ValueError("the plan is not complete: it has no target_range")

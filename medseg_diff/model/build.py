@@ -24,6 +24,7 @@ from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.prior import PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
@@ -51,6 +52,8 @@ def build_model(config: Config) -> SegmentationModel:
             found=model.control_planes,
             expected=f"fewer than {planes}",
         )
+    if model.prior is not None:
+        return build_prior(dims, config)
     codec = build_codec(config.task)
     if isinstance(codec, OneHotCodec) and (model.kind == "discrete" or model.joint):
         return build_drawn_otherwise(dims, planes, codec, config)
@@ -97,6 +100,24 @@ def build_drawn_otherwise(
     )
 
 
+def build_prior(dims: int, config: Config) -> PriorModel:
+    """A model of the scans themselves."""
+    task, model = config.known_task, config.model
+    codec = ImageCodec(task.image_planes)
+    condition = mask_codec(task) if model.prior == "mask" else None
+    # The label map is one plane of the input; the network sees one for each class.
+    more = 0 if condition is None else condition.channels - 1
+    return PriorModel(
+        condition,
+        build_denoiser(dims, config.input_planes + more, codec.channels, model),
+        build_path(model),
+        codec,
+        build_law(config.objective),
+        model,
+        config.objective,
+    )
+
+
 def build_baseline(
     dims: int, planes: int, codec: Codec, model: ModelConfig, objective: ObjectiveConfig
 ) -> SegmentationModel:
@@ -128,6 +149,11 @@ def build_codec(task: TaskConfig) -> Codec:
     """Codec of a task: a target image, classes with a background channel, or regions."""
     if task.target is not None:
         return ImageCodec(task.target_planes)
+    return mask_codec(task)
+
+
+def mask_codec(task: TaskConfig) -> OneHotCodec:
+    """Codec of a task's label maps: classes with a background channel, or regions."""
     if task.regions is not None:
         return OneHotCodec(tuple(task.regions.values()), False, task.ignore_label)
     values = tuple((value,) for value in sorted(task.labels.values()))
