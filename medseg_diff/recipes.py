@@ -12,7 +12,7 @@ from typing import Any
 
 from medseg_diff import recipes_wider
 from medseg_diff.errors import UsageError
-from medseg_diff.priors import PRIORS
+from medseg_diff.recipes_priors import PRIORS
 from medseg_diff.translators import TRANSLATORS
 
 Keys = dict[str, Any]

@@ -326,6 +326,10 @@ def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         "learned_variance and self_conditioning",
     )
     yield (
+        model.prior == "mask" and not model.concat_image,
+        "prior: mask shows the network its label map beside the state: set concat_image: true",
+    )
+    yield (
         prior and model.condition_dropout > 0,
         "a prior without its mask is one of prior: unconditional: leave out condition_dropout",
     )

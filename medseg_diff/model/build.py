@@ -45,6 +45,8 @@ def build_model(config: Config) -> SegmentationModel:
     if config.task is None or config.plan.spatial_dims is None:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
+    if model.prior is not None:
+        return build_prior(dims, config)
     if model.control_planes >= planes:
         raise UsageError(
             "no plane of the image is left to the base",
@@ -52,8 +54,6 @@ def build_model(config: Config) -> SegmentationModel:
             found=model.control_planes,
             expected=f"fewer than {planes}",
         )
-    if model.prior is not None:
-        return build_prior(dims, config)
     codec = build_codec(config.task)
     if isinstance(codec, OneHotCodec) and (model.kind == "discrete" or model.joint):
         return build_drawn_otherwise(dims, planes, codec, config)
