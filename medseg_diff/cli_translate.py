@@ -26,6 +26,7 @@ from medseg_diff.cli_cases import (
     run_cases,
 )
 from medseg_diff.cli_options import read_options
+from medseg_diff.errors import UsageError
 
 
 def translate(
@@ -38,6 +39,20 @@ def translate(
     draws: Annotated[int | None, typer.Option(help="Images drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per image.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for `predict`.")] = None,
+    source_model: Annotated[
+        Path | None,
+        typer.Option(help="Prior of the scans' own domain; --model is the target's prior."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Priors: share of the noising that a scan goes through, 0 to 1; 0.5."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="With --source-model: noise (CycleDiffusion) or inversion.")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Priors: units of the answer, target's or source's.")
+    ] = None,
     flip: Flip = None,
     go_on: GoOn = False,
     seed: Seed = 0,
@@ -60,11 +75,23 @@ def translate(
     options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name
+    from medseg_diff.unpaired import UnpairedTranslator
 
-    source = ModelSource(tuple(model), device, translates=True)
+    source = ModelSource(
+        tuple(model),
+        device,
+        translates=True,
+        source_model=str(source_model) if source_model else None,
+    )
     # The driver of a cluster computes nothing: it needs no GPU.
     translator = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, translator, source, ray_address, workers, retries)
+    given = {"strength": strength, "encoder": encoder, "units": units}
+    of_priors = {key: value for key, value in given.items() if value is not None}
+    if of_priors and not isinstance(translator, UnpairedTranslator):
+        raise UsageError(
+            "is for priors, and --model was trained on pairs", field=f"--{next(iter(of_priors))}"
+        )
     cases = find_cases(input, translator.task.channels)
     check_output(out, cases)
     code = run_cases(
@@ -81,5 +108,6 @@ def translate(
         batch_size=batch_size,
         memory_gb=memory_gb,
         options=options,
+        **of_priors,
     )
     raise typer.Exit(code)
