@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medseg_diff.config import Config, load_config, merged, parse_config
 from medseg_diff.model import build_model
 from medseg_diff.recipes import RECIPES
+from medseg_diff.recipes_priors import PRIORS
 from medseg_diff.translators import TRANSLATORS
 
 TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
@@ -25,8 +26,10 @@ MISSING = {
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
     files = sorted((repository / "configs").glob(f"{data}_*.yaml"))
-    # Reflow and adapters are second trainings of rows that stand there already.
-    return {p.stem: load_config(p) for p in files if not p.stem.endswith(("_reflow", "_lora"))}
+    # Reflow and adapters are second trainings of rows that stand there already, and priors make
+    # scans: no row of a table of masks.
+    apart = ("_reflow", "_lora", *(f"_{name}" for name in PRIORS))
+    return {p.stem: load_config(p) for p in files if not p.stem.endswith(apart)}
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "slices", "nuclei"])
