@@ -19,7 +19,8 @@ def image_prior() -> Keys:
     (Wu & De la Torre 2023, arXiv 2210.05559); see ``unpaired.py``.
 
     Departures: velocity for noise (`recipes.VELOCITY_FOR_NOISE`); the package's continuous linear
-    schedule; 50 DDIM steps, where the paper walks all 1000 ancestral ones; a U-Net of four levels
+    schedule; 50 DDIM steps, close to one another where little noise is left (a last step from far
+    smooths what is finer), where the paper walks all 1000 ancestral ones; a U-Net of four levels
     without attention; scans of other sizes than the patch are drawn window by window, the windows
     blended at every step as in MultiDiffusion (Bar-Tal et al. 2023, arXiv 2302.08113).
     """
@@ -33,7 +34,7 @@ def image_prior() -> Keys:
             "output": "velocity",
         },
         "objective": {"squared_error": 1.0},
-        "prediction": {"draws": 1, "steps": 50, "sampler": "ddim"},
+        "prediction": {"draws": 1, "steps": 50, "sampler": "ddim", "grid": "quadratic"},
     }
 
 
