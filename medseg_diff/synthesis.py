@@ -177,9 +177,9 @@ class Synthesizer(Prior):
         times = time_grid(path, settings.steps, settings.grid, settings.t_max)
         problem = Problem(path, denoise, noise(0), times, lambda index: noise(index + 1))
         with torch.inference_mode():
-            clean = last(sample(settings.sampler, problem)).clean[0].clamp(-1, 1)
+            scan = denoise.scan(last(sample(settings.sampler, problem)).clean)
         inside = tuple(slice(0, n) for n in shape)
-        return clean.float().cpu().numpy()[:, *inside], denoise.calls
+        return scan.float().cpu().numpy()[:, *inside], denoise.calls
 
     def _in_units(self, state: Array, place: _Place) -> MetaTensor:
         """A state as a scan on the grid that is written; the range's lowest where none is made."""

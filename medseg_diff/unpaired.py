@@ -33,6 +33,7 @@ from medseg_diff.errors import InputError, UsageError
 from medseg_diff.fusion.moments import RunningMoments
 from medseg_diff.inference import Scan, checked
 from medseg_diff.loading import load_runs
+from medseg_diff.model import LatentPriorModel
 from medseg_diff.prior import Prior
 from medseg_diff.scan import PlacedScan, place_scan, read_scan
 from medseg_diff.translation import Translation, Translator, back_to_scan, on_scan_grid
@@ -135,6 +136,12 @@ class UnpairedTranslator(Translator):
                 raise UsageError(
                     "this prior makes scans from label maps", file=prior.runs[0].folder,
                     field=flag, remedy="give a run of recipe image_prior",
+                )  # fmt: skip
+            if isinstance(prior.model, LatentPriorModel):
+                raise UsageError(
+                    "this prior lives in a latent, which has no noise at a voxel",
+                    file=prior.runs[0].folder, field=flag,
+                    remedy="give a run of recipe image_prior",
                 )  # fmt: skip
         if source is not None:
             check_pair(target.runs[0], source.runs[0])

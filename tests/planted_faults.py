@@ -156,19 +156,29 @@ TRANSPORT = [
 ]
 PRIOR_MODEL = [
     Fault("image[:, :1].round()", "image[:, :1].round() * 0"),
-    Fault("if self.condition is None", "if True"),
+    Fault("if condition is None", "if True"),
+    Fault("share * latent.penalty", "0 * latent.penalty"),
+    Fault("absolute_error(decoded, state)", "absolute_error(decoded, 0 * state)"),
 ]
 PRIOR = [
     Fault("labels is None else labels.astype", "labels is None else 0 * labels.astype"),
     Fault("self.total[place] += self.weight", "self.total[place] += 1"),
-    Fault("return Denoised((blended / self.total)[None])", "return Denoised(blended[None])"),
-    Fault("blended[:, *place] += self.weight * (", "blended[:, *place] = self.weight * ("),
+    Fault("return sums / self.total", "return sums"),
+    Fault("s.stop * k)", "s.stop)"),
+    Fault("return values\n            if not flat:", "return values\n            if True:"),
+    Fault(
+        "model.scan(self.cells.cut(clean[0], group)",
+        "model.scan(self.cells.cut(clean[0] * 0, group)",
+    ),
+    Fault("-(-n // k) * k", "n // k * k"),
+    Fault("sums[:, *place] += self.weight * (", "sums[:, *place] = self.weight * ("),
     Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, case, draw, 0,"),
     Fault("NoiseField(seed, case, draw, step,", "NoiseField(0, case, draw, step,"),
     Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, 'x', draw, step,"),
     Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, case, 0, step,"),
     Fault("self.calls += len(group)", "self.calls += 1"),
     Fault("if len(runs) != 1 or", "if"),
+    Fault("if any(n % k for", "if all(n % k for"),
 ]
 UNPAIRED = [
     Fault("    if way.strength == 0:\n        return np", "    if False:\n        return np"),

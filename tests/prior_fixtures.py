@@ -13,6 +13,7 @@ from medseg_diff.config import Config, merged, parse_config
 from medseg_diff.diffusion.paths import Path as Noising
 from medseg_diff.diffusion.paths import spread
 from medseg_diff.model import build_model
+from medseg_diff.networks.conditioners import Context
 
 KEYS: dict[str, Any] = {
     "name": "stub",
@@ -67,6 +68,48 @@ class Painter(nn.Module):
         return (present * greys).sum(1, keepdim=True)
 
 
+class Blocks(nn.Module):
+    """An autoencoder whose latent is every second voxel."""
+
+    factor, book = 2, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def snap(self, z: Tensor) -> Tensor:
+        """Itself."""
+        return z
+
+    def decode(self, z: Tensor, size: Any) -> Tensor:
+        """The latent's first channel, two voxels a cell along every axis."""
+        whole = z[:, :1]
+        for axis, length in enumerate(size, start=2):
+            whole = whole.repeat_interleave(2, axis).narrow(axis, 0, length)
+        return whole
+
+
+class Halved(nn.Module):
+    """A conditioner that shows every second voxel of its planes."""
+
+    def forward(self, image: Tensor) -> Context:
+        """Maps (B, P, *L)."""
+        return Context(image, (image[(..., *[slice(None, None, 2)] * (image.ndim - 2))],))
+
+
+class LatentPainter(nn.Module):
+    """As :class:`Painter`, from the condition's maps, as the velocity that means it."""
+
+    def __init__(self, path: Noising) -> None:
+        super().__init__()
+        self.path, self.painter = path, Painter()
+
+    def forward(self, x: Tensor, t: Tensor, features: Any) -> Tensor:
+        """Velocity a noise - sigma clean = (a x - clean) / sigma."""
+        a, _, sigma = (spread(value, x) for value in self.path.coefficients(t))
+        return (a * x - self.painter(torch.cat([x[:, :1], features[0]], dim=1), t)) / sigma
+
+
 def stub_run(**changes: Any) -> LoadedRun:
     """A run without files, its network still to be put in."""
     config: Config = parse_config(merged(KEYS, changes))
@@ -82,6 +125,17 @@ def gaussian_run(mean: float, sd: float, **changes: Any) -> LoadedRun:
     """A perfectly trained prior of Gaussian data."""
     run = stub_run(**changes)
     run.model.denoiser = Gaussian(run.model.path, mean, sd)
+    return run
+
+
+def latent_run(**changes: Any) -> LoadedRun:
+    """A model whose label maps decide too, in a latent of half the resolution."""
+    latent = {"features": [4, 8], "channels": 2, "steps": 1}
+    keys = {"conditioner": "pyramid", "concat_image": False, "output": "velocity"}
+    keys |= {"latent": latent}
+    run = stub_run(**merged({"recipe": "latent_synthesis", "model": keys}, changes))
+    run.model.autoencoder, run.model.conditioner = Blocks(), Halved()
+    run.model.denoiser = LatentPainter(run.model.path)
     return run
 
 

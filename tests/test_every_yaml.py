@@ -20,7 +20,7 @@ from tests.training_fixtures import write_dataset
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Some go on from another run: tests/test_reflow.py, tests/test_lora.py. Images:
 # tests/test_translation.py, tests/test_synthesis.py.
-APART = ("*_reflow", "*_lora", "flair_*", "*_image_prior", "*_mask_to_image")
+APART = ("*_reflow", "*_lora", "flair_*", "*_image_prior", "*_mask_to_image", "*_latent_synthesis")
 NAMES = [
     path.stem
     for path in sorted(CONFIGS.glob("*.yaml"))

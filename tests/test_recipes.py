@@ -16,6 +16,7 @@ from medseg_diff.data.records import Batch
 from medseg_diff.diffusion.parameterisations import noise_from
 from medseg_diff.model import (
     LatentModel,
+    LatentPriorModel,
     PriorModel,
     Sampling,
     SegmentationModel,
@@ -36,7 +37,7 @@ TASKS = {
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
 EVERY = recipes.RECIPES | PRIORS
 # Drawn classes, joint states and scans, without a conditioner.
-PLAIN = ("ccdm", "berdiff", "diffatlas", *PRIORS)
+PLAIN = ("ccdm", "berdiff", "diffatlas", "image_prior", "mask_to_image")
 BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
 DIFFUSION = [name for name in EVERY if name not in BASELINES]
 STOCHASTIC = [name for name in EVERY if name != "unet"]
@@ -49,11 +50,11 @@ dims_of = pytest.mark.parametrize("dims", [2, 3])
 def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, Any]:
     """Configuration of a recipe at test width."""
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
-    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", *PLAIN):
+    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", "latent_synthesis", *PLAIN):
         small.pop("conditioner_features", None)
     if recipe == "dit":
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
-    if recipe == "lsegdiff":
+    if recipe in ("lsegdiff", "latent_synthesis"):
         small["latent"] = {"features": [8, 16], "steps": 1}
     return {
         "recipe": recipe,
@@ -84,7 +85,7 @@ def batch(model: SegmentationModel, dims: int, task: str = "many") -> Batch:
 
     image = normal(2, planes, *size)
     labels = torch.randint(0, classes, (2, 1, *size), generator=generator, dtype=torch.int16)
-    if isinstance(model, PriorModel):
+    if isinstance(model, PriorModel | LatentPriorModel):
         # The scan is what is made; the label map, if anything, is what it is made from.
         labels = labels % model.condition.channels if model.condition else labels[:, :0]
         image, labels = labels.float(), (image / 3).clip(-1, 1)

@@ -25,13 +25,14 @@ from medseg_diff.data.prepare import prepare
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.inference import Predictor
 from medseg_diff.model import build_model
+from medseg_diff.noise import SLICE, NoiseField
 from medseg_diff.one_case import made_from
 from medseg_diff.prior import Prior, WholeDenoiser
 from medseg_diff.synthesis import Synthesizer, write_synthesis
 from medseg_diff.synthetic_list import from_masks, from_noise
 from medseg_diff.training import Options, fit
 from medseg_diff.validation import validation_loss
-from tests.prior_fixtures import gaussian_run, painting_run, stub_run
+from tests.prior_fixtures import gaussian_run, latent_run, painting_run, stub_run
 from tests.test_every_yaml import CONFIGS, overrides, write_discs
 from tests.training_fixtures import write_dataset
 from tests.translation_fixtures import AFFINE
@@ -121,15 +122,16 @@ def test_an_empty_grid_points_where_it_says(tmp_path: Path, orientation: str):
 
 def test_windows_are_blended_at_every_step():
     """A window's answer counts most in its middle; the weights add up to 1."""
-    model = gaussian_run(0.2, 0.1).model
+    prior = Prior([gaussian_run(0.2, 0.1)])
+    model = prior.model
     told, t = np.zeros((0, 13, 9, 7), np.float32), torch.tensor([0.5], dtype=torch.float64)
     x = torch.randn(1, 1, 13, 9, 7, generator=torch.Generator().manual_seed(0))
-    whole = WholeDenoiser(model, told, (8, 8, 6), 0.5, 3)
+    whole = WholeDenoiser(prior, told, 0.5, 3)
     with torch.no_grad():
         # A pointwise network: windows agree, and blending changes nothing.
         alone = model.denoised(x, t, model.context(torch.from_numpy(told)[None])).clean
         torch.testing.assert_close(whole(x, t).clean, alone)
-    assert whole.calls == sum(len(group) for group in whole.groups) > 8
+    assert whole.calls == sum(len(group) for group in whole.cells.groups) > 8
 
     class Middle(torch.nn.Module):
         """Each window answers with its own mean: neighbours differ."""
@@ -140,10 +142,38 @@ def test_windows_are_blended_at_every_step():
     model.denoiser = Middle()
     model.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
     with torch.no_grad():
-        blended = WholeDenoiser(model, told, (8, 8, 6), 0.5, 3)(x, t).clean[0, 0]
+        blended = WholeDenoiser(prior, told, 0.5, 3)(x, t).clean[0, 0]
     corner = x[0, 0, :8, :8, :6].mean()
     assert float(blended[0, 0, 0]) == pytest.approx(float(corner), abs=1e-5)
     assert float((blended[4:9] - corner).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("plan", [{}, {"spatial_dims": 2, "patch_size": [8, 8]}])
+def test_a_latent_is_walked_on_its_own_grid_and_decoded_on_the_voxels(
+    tmp_path: Path, plan: dict[str, Any]
+):
+    """Blocks of two voxels keep their place through cells, odd sizes and overlapping windows."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 3, (6, 7, 5)).astype(np.uint8)
+    labels = np.repeat(np.repeat(coarse, 2, 0), 2, 1)
+    labels = labels if plan else np.repeat(labels, 2, 2)
+    labels = labels[:11, :13, : 9 if not plan else 5]
+    file = tmp_path / "blocks.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.diag([1.2, 0.9, 2.0, 1])), file)
+    made = Synthesizer([latent_run(plan=plan)]).synthesize({"mask": file}, case="a")
+    np.testing.assert_allclose(np.asarray(made.image)[0], GREYS[labels], atol=1e-2)
+
+
+def test_noise_of_a_latent_is_that_of_its_slices():
+    flat = Prior([latent_run(plan={"spatial_dims": 2, "patch_size": [8, 8]})])
+    noise = flat.noise("a", 0, 0, (10, 8, 3))(0)
+    assert noise.shape == (1, 2, 5, 4, 3)
+    field = NoiseField(0, "a", 0, 0, 1, SLICE).window((0, 0, 1), (10, 8, 1))[..., 0]
+    wanted = flat.model.noise_on_grid(torch.from_numpy(field)[None])[0]
+    assert torch.equal(noise[0, ..., 1], wanted)
+    assert Prior([latent_run()]).noise("a", 0, 0, (10, 8, 6))(0).shape == (1, 2, 5, 4, 3)
+    with pytest.raises(InputError, match="latent's cell"):
+        Prior([latent_run(prediction={"window": [9, 8, 6]})])
 
 
 # Training
@@ -477,7 +507,9 @@ class _Cut(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["nuclei_image_prior", "slices_mask_to_image"])
+@pytest.mark.parametrize(
+    "name", ["nuclei_image_prior", "slices_mask_to_image", "slices_latent_synthesis"]
+)
 def test_a_yaml_trains_resumes_and_makes_scans(name: str, tmp_path: Path, monkeypatch):
     data = tmp_path / "data"
     cases = write_dataset(data) if name.startswith("slices") else write_discs(data)

@@ -20,7 +20,7 @@ from medseg_diff.training import fit
 from medseg_diff.translation import Translator
 from medseg_diff.unpaired import UnpairedTranslator, load_any_translator, translate_scan
 from medseg_diff.way import Way
-from tests.prior_fixtures import gaussian_run, painting_run
+from tests.prior_fixtures import gaussian_run, latent_run, painting_run
 from tests.training_fixtures import write_dataset
 from tests.translation_fixtures import AFFINE, tiny_translator, write_pairs
 
@@ -169,10 +169,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     target, source = priors()
     with pytest.raises(UsageError, match="from label maps"):
         UnpairedTranslator(Prior([painting_run()]))
+    bare = {"conditioner": "none"}
     with pytest.raises(UsageError, match="--strength"):
         Way(1.5)
     with pytest.raises(UsageError, match="--encoder"):
         Way(0.5, "euler")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="lives in a latent"):
+        UnpairedTranslator(Prior([latent_run(model={"prior": "unconditional", **bare})]))
     alone, both = UnpairedTranslator(target), UnpairedTranslator(target, source)
     for translator, words, given in (
         (alone, "--encoder", {"encoder": "noise"}),

@@ -311,14 +311,16 @@ def joint_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
 def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     """What cannot stand beside a model of scans, each with the sentence for the user."""
     prior = model.prior is not None
+    # A label map reaches a latent's coarser grid through an encoder of its own.
+    encoder = "pyramid" if model.latent is not None and model.prior == "mask" else "none"
     yield (
         prior and (model.kind != "diffusion" or model.joint or model.control_planes > 0),
         "prior diffuses scans alone: set kind: diffusion and leave out joint and control_planes",
     )
     yield (
-        prior and (model.uses_source or model.conditioner != "none" or model.latent is not None),
-        "prior has no scan to start from or to encode: set conditioner: none, a path that ends in "
-        "noise, and leave out latent",
+        prior and (model.uses_source or model.conditioner != encoder),
+        f"prior has no scan to start from or to encode: set conditioner: {encoder} and a path that "
+        "ends in noise",
     )
     yield (
         prior and (model.learned_variance or model.self_conditioning),
@@ -326,7 +328,7 @@ def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         "learned_variance and self_conditioning",
     )
     yield (
-        model.prior == "mask" and not model.concat_image,
+        model.prior == "mask" and not model.concat_image and model.latent is None,
         "prior: mask shows the network its label map beside the state: set concat_image: true",
     )
     yield (

@@ -17,7 +17,7 @@ from medseg_diff.config.contradictions import (
 
 
 class LatentConfig(Section):
-    """Autoencoder of masks, for a model that diffuses their latent."""
+    """Autoencoder of masks (of a prior: of scans), for a model that diffuses their latent."""
 
     regulariser: Literal["kl", "vq"] = "kl"
     channels: int = Field(4, ge=1, description="channels of the latent")
@@ -85,7 +85,9 @@ class ModelConfig(Section):
     condition_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
-    latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+    latent: LatentConfig | None = Field(
+        None, description="diffuse a latent of the mask, or of a prior's scan"
+    )
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
     control_planes: int = Field(
         0,

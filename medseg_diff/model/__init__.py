@@ -14,7 +14,7 @@ from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
-from medseg_diff.model.prior import PriorModel
+from medseg_diff.model.prior import LatentPriorModel, PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Estimate",
     "JointModel",
     "LatentModel",
+    "LatentPriorModel",
     "Loss",
     "PriorModel",
     "ProbabilisticUNetModel",

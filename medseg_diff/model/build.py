@@ -24,7 +24,7 @@ from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
-from medseg_diff.model.prior import PriorModel
+from medseg_diff.model.prior import LatentPriorModel, PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
@@ -100,22 +100,24 @@ def build_drawn_otherwise(
     )
 
 
-def build_prior(dims: int, config: Config) -> PriorModel:
+def build_prior(dims: int, config: Config) -> PriorModel | LatentPriorModel:
     """A model of the scans themselves."""
     task, model = config.known_task, config.model
     codec = ImageCodec(task.image_planes)
     condition = mask_codec(task) if model.prior == "mask" else None
     # The label map is one plane of the input; the network sees one for each class.
     more = 0 if condition is None else condition.channels - 1
-    return PriorModel(
-        condition,
-        build_denoiser(dims, config.input_planes + more, codec.channels, model),
-        build_path(model),
-        codec,
-        build_law(config.objective),
-        model,
-        config.objective,
+    planes, latent = config.input_planes + more, model.latent
+    state = codec.channels if latent is None else latent.channels
+    denoiser = build_denoiser(dims, planes, state, model)
+    parts = build_path(model), codec, build_law(config.objective), model, config.objective
+    if latent is None:
+        return PriorModel(condition, denoiser, *parts)
+    autoencoder = MaskAutoencoder(
+        dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
     )
+    conditioner = build_conditioner(dims, planes, codec.channels, model)
+    return LatentPriorModel(condition, autoencoder, denoiser, conditioner, *parts)
 
 
 def build_baseline(
