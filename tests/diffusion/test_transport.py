@@ -155,6 +155,33 @@ def test_recovered_noise_keeps_the_image_where_little_is_noised():
     assert moved[0] == pytest.approx(0, abs=0.01)
 
 
+@path_of
+def test_a_step_is_the_posterior_of_ddpm_and_its_noise_is_handed_over(path: Path):
+    """Both walks' second states by hand: x from q(x_s | x_t, clean), y by the same noise."""
+    x, (t, s) = images(), (0.6, 0.3)
+    times = torch.tensor([t, s, 0.0], dtype=torch.float64)
+    walks: dict[str, list[Tensor]] = {"source": [], "target": []}
+
+    def watched(name: str, domain: tuple[float, float]) -> Denoise:
+        inner = gaussian(path, domain)
+
+        def denoise(state: Tensor, time: Tensor) -> Denoised:
+            walks[name].append(state)
+            return inner(state, time)
+
+        return denoise
+
+    recovered(path, watched("source", SOURCE), watched("target", TARGET), x, times)
+    (a_t, _, sigma_t), (a_s, _, sigma_s) = gains(path, t), gains(path, s)
+    v = (sigma_t**2 - (a_t / a_s) ** 2 * sigma_s**2) * sigma_s**2 / sigma_t**2
+    kept = math.sqrt(sigma_s**2 - v)
+    moved = a_s * x + kept * noise_like(x, 9) + math.sqrt(v) * noise_like(x, 20)
+    torch.testing.assert_close(walks["source"][1], moved)
+    first, at = walks["source"][0], torch.full((2,), t, dtype=torch.float64)
+    apart = gaussian(path, TARGET)(first, at).clean - gaussian(path, SOURCE)(first, at).clean
+    torch.testing.assert_close(walks["target"][1], moved + (a_s - kept * a_t / sigma_t) * apart)
+
+
 def test_each_denoiser_sees_its_own_walk():
     """The source walks down to the image itself; its states are seen at its own times."""
     path, x = TRANSPORTS["linear"], images()
