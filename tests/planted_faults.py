@@ -923,7 +923,7 @@ def survives(copy: Path, file: str, tests: str, fault: Fault) -> bool:
     return code == 0
 
 
-def run_tests(copy: Path, tests: str) -> int:
+def run_tests(copy: Path, tests: str, *plugins: object) -> int:
     """Exit code of some test files against the copy, in a fork that has torch loaded already."""
     files = [f"tests/{name}" for name in tests.split()]
     child = os.fork()
@@ -935,7 +935,7 @@ def run_tests(copy: Path, tests: str) -> int:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             code = pytest.main(
-                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"]
+                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"], plugins
             )
         os._exit(int(code))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
