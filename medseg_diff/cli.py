@@ -35,7 +35,18 @@ from medseg_diff.cli_cases import (
 )
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
-from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
+from medseg_diff.cli_pacs import (
+    Authority,
+    Gib,
+    MovePort,
+    OwnCertificate,
+    OwnTitle,
+    Pacs,
+    Seconds,
+    Store,
+    Study,
+    remote,
+)
 from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
 
@@ -188,14 +199,18 @@ def predict(
     store: Store = False,
     own_aet: OwnTitle = "MEDSEGDIFF",
     move_port: MovePort = None,
+    pacs_ca: Authority = None,
+    pacs_cert: OwnCertificate = None,
     pacs_gib: Gib = 16.0,
     pacs_seconds: Seconds = 1800.0,
 ) -> None:
     """Segment scans: per case a mask, its probability, its doubt and a JSON."""
     if bool(input) == (pacs is not None):
         raise UsageError("give either --input or --pacs", field="--input")
-    own, limits = (own_aet, move_port), (pacs_gib, pacs_seconds)
-    archive = remote(pacs, study, series, store, own=own, limits=limits, dicom_seg=dicom_seg)
+    archive = remote(
+        pacs, study, series, store, own=(own_aet, move_port), certificates=(pacs_ca, pacs_cert),
+        limits=(pacs_gib, pacs_seconds), dicom_seg=dicom_seg,
+    )  # fmt: skip
     options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name

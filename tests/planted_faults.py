@@ -867,7 +867,21 @@ SEEDS = [
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
 # file of the package, related tests, faults
+TLS = [
+    Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
+          "context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)\n        context.check_hostname = False"),
+    Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
+          "context = ssl._create_unverified_context()"),
+    Fault("        context.verify_mode = ssl.CERT_REQUIRED\n", ""),
+    Fault("context = Listening(", "context = ssl.SSLContext("),
+    Fault('"do_handshake_on_connect": False', '"do_handshake_on_connect": True'),
+    Fault("load_cert_chain(f, password=\"\")", "load_cert_chain(f, password=\"CANARY\")"),
+    Fault("if self.own is None:", "if False:"),
+    Fault("if self.own is not None:", "if False:"),
+    Fault("except ssl.SSLCertVerificationError as error:", "except ZeroDivisionError as error:"),
+]  # fmt: skip
 PLAN = [
+    ("pacs/tls.py", "pacs/test_tls.py", TLS),
     ("diffusion/paths.py", "diffusion/test_paths.py diffusion/test_reverse_step.py", PATHS),
     ("diffusion/grids.py", "diffusion/test_grids.py", GRIDS),
     ("diffusion/samplers/__init__.py", f"diffusion/test_conformance.py {ORACLES}", REGISTRY),
