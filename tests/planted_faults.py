@@ -868,8 +868,9 @@ ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
 # file of the package, related tests, faults
 TLS = [
-    Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
-          "context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)\n        context.check_hostname = False"),
+    Fault("        return self._filled(context, ssl.Purpose.SERVER_AUTH)",
+          "        context.check_hostname = False\n"
+          "        return self._filled(context, ssl.Purpose.SERVER_AUTH)"),
     Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
           "context = ssl._create_unverified_context()"),
     Fault("        context.verify_mode = ssl.CERT_REQUIRED\n", ""),
