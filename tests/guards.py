@@ -21,6 +21,7 @@ import pytest
 
 from tests.guard_list import GUARDS, Guard
 from tests.planted_faults import ROOT, preload, run_tests
+from tests.reliability import TESTS, Test
 from tests.reliability import guards as tests_of
 
 RECORD = ROOT / "docs" / "guards.json"
@@ -41,6 +42,12 @@ class FirstFailure:
             self.file.write_text(f"{node.nodeid}\n{call.excinfo.typename}\n{line}")
 
 
+def _is_slow(test: Test) -> bool:
+    """Whether it is marked so: those come last, and mostly not at all."""
+    before, _, _ = (TESTS / test.file).read_text(encoding="utf-8").partition(f"def {test.name}(")
+    return "mark.slow" in before.rsplit("\n\n", 1)[-1]
+
+
 def tests_notice(copy: Path, row: str, guard: Guard) -> tuple[bool, str]:
     """Whether a test of the row fails without its guard and passes with it; and what it said."""
     target, failure = copy / "medseg_diff" / guard.file, copy / "failure.txt"
@@ -48,7 +55,8 @@ def tests_notice(copy: Path, row: str, guard: Guard) -> tuple[bool, str]:
     if original.count(guard.fault.old) != 1:
         raise SystemExit(f"{row}: not once in {guard.file}: {guard.fault.old}")
     target.write_text(original.replace(guard.fault.old, guard.fault.new), encoding="utf-8")
-    names = " ".join(f"{test.file}::{test.name}" for test in tests_of()[row])
+    tests = sorted(tests_of()[row], key=_is_slow)
+    names = " ".join(f"{test.file}::{test.name}" for test in tests)
     failure.unlink(missing_ok=True)
     try:
         if run_tests(copy, names, FirstFailure(failure)) == 0:
