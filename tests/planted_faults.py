@@ -1085,7 +1085,22 @@ DIRECTIONS = [
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
 # file of the package, related tests, faults
+TLS = [
+    Fault("        return self._filled(context, ssl.Purpose.SERVER_AUTH)",
+          "        context.check_hostname = False\n"
+          "        return self._filled(context, ssl.Purpose.SERVER_AUTH)"),
+    Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
+          "context = ssl._create_unverified_context()"),
+    Fault("        context.verify_mode = ssl.CERT_REQUIRED\n", ""),
+    Fault("context = Listening(", "context = ssl.SSLContext("),
+    Fault('"do_handshake_on_connect": False', '"do_handshake_on_connect": True'),
+    Fault("load_cert_chain(f, password=\"\")", "load_cert_chain(f, password=\"CANARY\")"),
+    Fault("if self.own is None:", "if False:"),
+    Fault("if self.own is not None:", "if False:"),
+    Fault("except ssl.SSLCertVerificationError as error:", "except ZeroDivisionError as error:"),
+]  # fmt: skip
 PLAN = [
+    ("pacs/tls.py", "pacs/test_tls.py", TLS),
     ("diffusion/paths.py", "diffusion/test_paths.py diffusion/test_reverse_step.py", PATHS),
     ("diffusion/grids.py", "diffusion/test_grids.py", GRIDS),
     ("diffusion/samplers/__init__.py", f"diffusion/test_conformance.py {ORACLES}", REGISTRY),
@@ -1157,7 +1172,7 @@ def survives(copy: Path, file: str, tests: str, fault: Fault) -> bool:
     return code == 0
 
 
-def run_tests(copy: Path, tests: str) -> int:
+def run_tests(copy: Path, tests: str, *plugins: object) -> int:
     """Exit code of some test files against the copy, in a fork that has torch loaded already."""
     files = [f"tests/{name}" for name in tests.split()]
     child = os.fork()
@@ -1169,7 +1184,7 @@ def run_tests(copy: Path, tests: str) -> int:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             code = pytest.main(
-                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"]
+                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"], plugins
             )
         os._exit(int(code))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

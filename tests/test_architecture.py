@@ -126,7 +126,10 @@ def test_pacs_knows_only_io():
 def test_nothing_dangerous(path: Path):
     modules = {n.split(".")[0] for n in imports(path)}
     assert not modules & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    # MONAI's bundles work out expressions that stand in their files.
+    assert not [n for n in imports(path) if n.startswith("monai.bundle") or "ConfigParser" in n]
     for name, call in calls(path):
+        assert name.split(".")[-1] not in ("extractall", "unpack_archive"), name
         words = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name not in ("eval", "exec", "torch.load", "os.system", "os.popen"), name
         assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), name
