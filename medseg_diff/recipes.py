@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from medseg_diff import recipes_wider
+from medseg_diff import cascades, recipes_wider
 from medseg_diff.errors import UsageError
 from medseg_diff.translators import TRANSLATORS
 
@@ -358,6 +358,7 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "berdiff": recipes_wider.berdiff,
     "hidiff": recipes_wider.hidiff,
     "diffatlas": recipes_wider.diffatlas,
+    "refine": cascades.refine,
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "translators", "recipes_wider", "recipes", "config", "io",
+    "errors", "files", "memory", "translators", "cascades", "recipes_wider", "recipes", "config", "io",
     "pacs", "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
     "answer", "sanity", "scan", "loading", "inference", "translation", "guided", "manifest",

@@ -96,6 +96,8 @@ def overrides(name: str, cases: Path) -> list[str]:
         keys["prediction.window"] = [24, 24]
     if config.plan.centre_crop is not None:
         keys["plan.centre_crop"] = [16, 16]
+    if config.model.coarse is not None:
+        keys |= {"model.coarse.features": [4, 8]}
     if config.model.latent is not None:
         keys |= {"model.latent.steps": 2}
     return [f"{key}={value}" for key, value in keys.items()]

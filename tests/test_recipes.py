@@ -27,8 +27,8 @@ TASKS = {
     "many": {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "input_channels": [3]},
 }
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
-# Drawn classes and joint states, without a conditioner.
-PLAIN = ("ccdm", "berdiff", "diffatlas")
+# Drawn classes, joint states and a coarse mask, without a conditioner.
+PLAIN = ("ccdm", "berdiff", "diffatlas", "refine")
 BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
 DIFFUSION = [name for name in recipes.RECIPES if name not in BASELINES]
 STOCHASTIC = [name for name in recipes.RECIPES if name != "unet"]
@@ -47,6 +47,8 @@ def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, 
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
     if recipe == "lsegdiff":
         small["latent"] = {"features": [8, 16], "steps": 1}
+    if recipe == "refine":
+        small["coarse"] = {"features": [8, 16]}
     return {
         "recipe": recipe,
         "task": {"channels": ["x"], **TASKS[task]},
@@ -205,6 +207,8 @@ def test_time_changes_the_output(recipe: str):
         noise = given.noise
         if isinstance(model, LatentModel):
             noise = model.noise_on_grid(noise)
+        if recipe == "refine":
+            noise = noise[:, : model.codec.channels]
         early, late = (
             model.raw(noise, torch.full((2,), t, dtype=torch.float64), context)[0]
             for t in (0.1, 0.9)

@@ -37,6 +37,7 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "model.control_planes and training.lora each train their own part of a frozen base: leave "
         "one out",
     )
+    yield from _beside_noised_condition(config)
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
     if config.task is not None:
@@ -82,6 +83,25 @@ def _between_losses(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         model.uses_source and objective.squared_error_of == "noise",
         "objective.squared_error_of: noise needs a path that ends in noise: leave it out",
+    )
+
+
+def _beside_noised_condition(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a noised condition, or a coarse mask, asks of losses and sampling."""
+    model = config.model
+    yield (
+        config.prediction.condition_noise > model.condition_noise,
+        f"prediction.condition_noise is beyond the levels that training knows: take at most "
+        f"model.condition_noise, {model.condition_noise:g}",
+    )
+    yield (
+        model.coarse is not None and config.objective.anchor == 0,
+        "objective.anchor trains the coarse segmenter: set it above 0",
+    )
+    yield (
+        model.noises_condition and config.training.reflow_from is not None,
+        "training.reflow_from pairs one noise with one mask, and a noised condition has its own: "
+        "leave one out",
     )
 
 
@@ -141,7 +161,7 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         "a target image is made by model.kind: diffusion without joint, or unet without dropout",
     )
     yield (
-        model.conditioner == "anchored" or model.latent is not None,
+        model.has_anchor or model.latent is not None,
         "an anchor and a latent are made of masks, and this case list has a target image: leave "
         "them out",
     )

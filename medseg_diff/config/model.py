@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medseg_diff.config.base import Section
+from medseg_diff.config.cascade import CoarseConfig, noised_apart
 from medseg_diff.config.contradictions import control_apart, discrete_apart, joint_apart
 
 
@@ -80,6 +81,16 @@ class ModelConfig(Section):
     condition_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
+    condition_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="largest level of the noise that training puts on the condition and tells the "
+        "network: on the coarse mask, or else on the image (noise conditioning augmentation)",
+    )
+    coarse: CoarseConfig | None = Field(
+        None, description="segment a coarser image first; its mask is the denoiser's condition"
+    )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
     control_planes: int = Field(
@@ -112,6 +123,7 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *noised_apart(self),
         ):
             if broken:
                 raise ValueError(message)
@@ -189,6 +201,16 @@ class ModelConfig(Section):
             self.latent is not None and anchored,
             "an anchor is a mask and the latent is not: use conditioner pyramid or none",
         )
+
+    @property
+    def has_anchor(self) -> bool:
+        """Whether a context holds a mask of its own."""
+        return self.conditioner == "anchored" or self.coarse is not None
+
+    @property
+    def noises_condition(self) -> bool:
+        """Whether the network is shown its condition under noise of a level that it is told."""
+        return self.condition_noise > 0 or self.coarse is not None
 
     @property
     def uses_source(self) -> bool:

@@ -8,6 +8,7 @@ and a translation's one-step regression) answer the same calls.
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.build import build_model
+from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
@@ -24,6 +25,7 @@ __all__ = [
     "JointModel",
     "LatentModel",
     "Loss",
+    "NoisedConditionModel",
     "ProbabilisticUNetModel",
     "RegressionModel",
     "Sampling",

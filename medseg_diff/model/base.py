@@ -51,6 +51,7 @@ class Sampling:
     t_max: float = 1.0
     guidance: float = 1.0
     dynamic_threshold: float | None = None
+    condition_noise: float = 0.0
 
     @classmethod
     def of(cls, wanted: PredictionConfig) -> Sampling:
@@ -62,6 +63,7 @@ class Sampling:
             wanted.t_max,
             wanted.guidance,
             wanted.dynamic_threshold,
+            wanted.condition_noise,
         )
 
 

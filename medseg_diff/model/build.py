@@ -19,6 +19,7 @@ from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.errors import UsageError
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
+from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
@@ -26,6 +27,7 @@ from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.autoencoder import MaskAutoencoder
+from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
 from medseg_diff.networks.dropout import ChannelDropout
@@ -66,6 +68,10 @@ def build_model(config: Config) -> SegmentationModel:
         model,
         config.objective,
     )
+    if model.noises_condition:
+        coarse = build_coarse(dims, planes, codec, model)
+        source = config.task.source_slice(model.source)
+        return NoisedConditionModel(coarse, planes, *parts, source=source)
     if model.latent is None:
         return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent
@@ -176,11 +182,20 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
     return None
 
 
+def build_coarse(
+    dims: int, planes: int, codec: Codec, model: ModelConfig
+) -> CoarseSegmenter | None:
+    """A cascade's first stage, where there is one."""
+    if model.coarse is None:
+        return None
+    return CoarseSegmenter(dims, planes, codec.channels, model.coarse.features, model.coarse.factor)
+
+
 def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn.Module:
     """Network of the state, at the widths and with the inputs that the configuration names."""
     inputs = state * (2 if model.self_conditioning else 1)
     inputs += planes if model.concat_image else 0
-    inputs += state if model.discrete_prior == "segmenter" else 0
+    inputs += state if model.discrete_prior == "segmenter" or model.coarse is not None else 0
     outputs = state * (2 if model.learned_variance else 1)
     widths = model.conditioner_features or model.features
     if model.denoiser == "medsegdiff_v1":
@@ -224,7 +239,7 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths,
         )
-    return UNet(
+    return (LevelledUNet if model.noises_condition else UNet)(
         dims,
         inputs,
         outputs,
