@@ -1,11 +1,14 @@
-"""Recipes whose network sees its condition under noise: a coarse mask or a coarse image made finer.
+"""Recipes that work from a poorer answer: a coarse mask or image made finer, a hole filled.
 
 See ``recipes.py``, which lists them with the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from medseg_diff.translators import palette
 
 Keys = dict[str, Any]
 
@@ -44,3 +47,45 @@ def refine() -> Keys:
         "objective": {"dice": 1.0, "cross_entropy": 1.0, "anchor": 1.0},
         "prediction": {"draws": 5, "steps": 5, "sampler": "ddim", "condition_noise": 0.1},
     }
+
+
+def super_resolution() -> Keys:
+    """SR3 (Saharia et al. 2021, arXiv 2104.07636): a scan made finer, from itself made coarser.
+
+    The low-resolution image, brought up to the full grid, is concatenated with the noisy one and a
+    U-Net predicts the noise. The paper's cascades and CDM (Ho et al. 2022, arXiv 2106.15282) add
+    noise conditioning augmentation, as here: the condition is noised at a random level that the
+    network is told, at prediction at a fixed small one. From memory of the papers, not their text.
+
+    The source is made from the scan by `data.restoration.degraded`, block means along chosen axes
+    interpolated back, so that any case list will do; factors 2 and 4 are drawn in turn.
+
+    Departures: linear interpolation, where the paper has bicubic; the largest level (0.3) and the
+    one at prediction (0.05) are choices; the network is told no noise level in the place of time
+    (the paper's conditioning on alpha-bar) but time itself; all that `translators.palette` departs
+    in (velocity for noise, 50 steps, a small U-Net without attention).
+    """
+    keys = palette()
+    keys["model"] |= {"condition_noise": 0.3}
+    keys["prediction"] |= {"condition_noise": 0.05}
+    return keys | {"restoration": {"kind": "super_resolution"}}
+
+
+def inpainting() -> Keys:
+    """Palette's inpainting (Saharia et al. 2022, arXiv 2111.05826): the masked part of a scan.
+
+    The scan with a hole is concatenated with the noisy one; the loss counts inside the hole alone.
+    Training draws a box or an ellipsoid into every patch (`data.restoration.random_hole`), by the
+    sample's number. At prediction the hole is a mask's; outside it the answer is the scan.
+
+    Departures: the paper's hole is filled with noise, here with 0, and a further plane says where
+    it is; the paper's masks are free-form strokes and rectangles; the noisy state is hidden outside
+    the hole; all that `translators.palette` departs in. The facts are from memory of the paper.
+    """
+    return palette() | {"restoration": {"kind": "inpainting"}}
+
+
+RESTORERS: dict[str, Callable[[], Keys]] = {
+    "super_resolution": super_resolution,
+    "inpainting": inpainting,
+}

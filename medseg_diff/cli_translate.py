@@ -38,6 +38,18 @@ def translate(
     draws: Annotated[int | None, typer.Option(help="Images drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per image.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for `predict`.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inpainting: mask of the hole to fill, or a folder of masks with the cases' names."
+        ),
+    ] = None,
+    degrade: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Super-resolution: make scans this many times coarser first, to score it."
+        ),
+    ] = None,
     flip: Flip = None,
     go_on: GoOn = False,
     seed: Seed = 0,
@@ -67,6 +79,10 @@ def translate(
     place = engine_by_name(engine, translator, source, ray_address, workers, retries)
     cases = find_cases(input, translator.task.channels)
     check_output(out, cases)
+    given: dict[str, object] = {} if degrade is None else {"degrade": degrade}
+    if mask is not None:
+        # Absolute: an engine's workers may stand elsewhere.
+        given["mask"] = str(mask.absolute())
     code = run_cases(
         translator,
         cases,
@@ -81,5 +97,6 @@ def translate(
         batch_size=batch_size,
         memory_gb=memory_gb,
         options=options,
+        **given,
     )
     raise typer.Exit(code)

@@ -21,7 +21,12 @@ from medseg_diff.data.caselist import CaseList, Part, load_caselist
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text
 from medseg_diff.io import ReadOptions, read_image, require_same_grid
-from medseg_diff.pairing import CaseFiles, holds_translations, pair_translations
+from medseg_diff.pairing import (
+    CaseFiles,
+    holds_restorations,
+    holds_translations,
+    pair_translations,
+)
 from medseg_diff.report import render_images
 
 COLUMNS = ("case", *image_scores.METRICS, "body_voxels", "outcome")
@@ -135,15 +140,22 @@ def evaluate_images_part(
     part: Part = "test",
     **settings: Any,
 ) -> ImageEvaluation:
-    """Score one part of a case list, with its own targets, patients and attribution."""
-    chosen = [case for case in cases.part(part) if case.target is not None]
+    """Score one part of a case list, with its own targets, patients and attribution.
+
+    What a scan was restored from is that scan: the list's own channel is the reference.
+    """
+    restored = holds_restorations(pred_dir)
+    chosen = [case for case in cases.part(part) if restored or case.target is not None]
     if not chosen:
         raise InputError(f"no {part} case with a target image", field="cases")
     given = {
         "patients": {case.case: case.patient for case in chosen},
         "attribution": f"Data: {cases.name}. Licence: {cases.licence}",
     }
-    references = {case.case: cases.root / str(case.target) for case in chosen}
+    references = {
+        case.case: cases.root / (case.channels[cases.channels[0]] if restored else str(case.target))
+        for case in chosen
+    }
     return evaluate_images(pred_dir, references, out_dir, **{**given, **settings})
 
 
@@ -159,7 +171,7 @@ def evaluate_translations(
     if ref.suffix != ".json":
         return evaluate_images(pred, ref, out, ends=ends) if made else None
     cases = load_caselist(ref)
-    if cases.target is not None:
+    if cases.target is not None or holds_restorations(pred):
         return evaluate_images_part(pred, cases, out, ends=ends)
     if made:
         raise InputError(

@@ -145,6 +145,12 @@ def holds_translations(pred_dir: str | Path) -> bool:
     return any(record.get("synthetic") for record in _records(folder).values())
 
 
+def holds_restorations(pred_dir: str | Path) -> bool:
+    """Whether the images are scans restored from themselves, not another contrast."""
+    folder = Path(pred_dir)
+    return folder.is_dir() and any(r.get("restoration") for r in _records(folder).values())
+
+
 def _folder(path: str | Path, what: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():

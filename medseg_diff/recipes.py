@@ -371,7 +371,7 @@ SIZED: dict[str, Callable[[], Keys]] = {
 
 def seed(name: str) -> Keys:
     """Keys of a recipe by name."""
-    known = RECIPES | SIZED | TRANSLATORS
+    known = RECIPES | SIZED | TRANSLATORS | cascades.RESTORERS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"

@@ -6,7 +6,7 @@ Legend: C image channels (coordinates included), *S the model's grid, *T the sca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from medseg_diff import io, memory, sanity
 from medseg_diff.config import Config, PlanConfig, PredictionConfig, TaskConfig
 from medseg_diff.data.fingerprint import DRAWING_MAPS_PER_LEVEL, step_bytes
-from medseg_diff.data.transforms import load_image, network_input, normalise, to_model_grid
+from medseg_diff.data.transforms import (
+    ends_of,
+    load_image,
+    network_input,
+    normalise,
+    to_model_grid,
+)
 from medseg_diff.errors import InputError
 from medseg_diff.model import SegmentationModel
 
@@ -36,6 +42,7 @@ class PlacedScan:
         warnings: What its reader and its intensities have to say.
         constant: Whether it shows nothing.
         file: First channel's file.
+        ends: Of each plane normalised by percentile or range, the values that became -1 and 1.
     """
 
     values: NDArray[np.float32]
@@ -45,6 +52,7 @@ class PlacedScan:
     warnings: tuple[str, ...]
     constant: bool
     file: Path
+    ends: tuple[tuple[float, float], ...] = ()
 
 
 def read_scan(
@@ -53,8 +61,17 @@ def read_scan(
     plan: PlanConfig,
     options: io.ReadOptions,
     free_bytes: int,
+    before: Callable[[MetaTensor], MetaTensor] | None = None,
 ) -> PlacedScan:
     """Read, check, place and normalise one scan.
+
+    Args:
+        channels: File of each channel.
+        task: What the channels are.
+        plan: The model's grid and intensities.
+        options: How to read odd files.
+        free_bytes: Memory that reading may take.
+        before: Changes the image as read, before anything looks at its values.
 
     Raises:
         InputError: if it cannot be read, does not fit the model, or not the memory.
@@ -65,14 +82,21 @@ def read_scan(
         if voxels is not None:
             memory.check_reading(voxels, free_bytes, path)
     image = load_image(channels, task, options)
+    image = image if before is None else before(image)
     _check_depth(image, plan, file)
     warnings = [*image.meta.get("warnings", ()), *sanity.of_intensities(image, task.modality)]
     constant, pipeline = sanity.is_constant(image), to_model_grid(plan)
     placed: MetaTensor = pipeline(image)
     image = _grid_of(image)
-    normal = normalise(np.asarray(placed, dtype=np.float32), plan.normalisation or ())
-    values = network_input(normal, plan)
-    return PlacedScan(values, image, _grid_of(placed), pipeline, tuple(warnings), constant, file)
+    found, specs = np.asarray(placed, dtype=np.float32), plan.normalisation or ()
+    values = network_input(normalise(found, specs), plan)
+    ends = tuple(
+        ends_of(plane, spec)
+        for plane, spec in zip(found, specs, strict=True)
+        if spec.kind in ("percentile", "range")
+    )
+    grid = _grid_of(placed)
+    return PlacedScan(values, image, grid, pipeline, tuple(warnings), constant, file, ends)
 
 
 def _grid_of(image: MetaTensor) -> MetaTensor:

@@ -43,13 +43,31 @@ class Translation:
     record: dict[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a restoration is told beside the scan; a translation takes neither.
+
+    Attributes:
+        mask: Mask of the hole to fill, or a folder of masks with the cases' names.
+        degrade: Factor by which the scan is made coarser before it is restored.
+    """
+
+    mask: Path | None = None
+    degrade: int | None = None
+
+
 def load_translator(model: str | Path | Sequence[str | Path], device: str = "auto") -> Translator:
     """Load a trained translator, or several as one ensemble; see :func:`medseg_diff.load`.
 
     Raises:
         UsageError: if a model segments.
     """
-    return Translator(load_runs(model, device))
+    runs = load_runs(model, device)
+    if runs[0].config.restoration is not None:
+        from medseg_diff.restorer import Restorer
+
+        return Restorer(runs)
+    return Translator(runs)
 
 
 class Translator(Predictor):
@@ -85,6 +103,8 @@ class Translator(Predictor):
         memory_gb: float | None = None,
         case: str | None = None,
         options: io.ReadOptions | None = None,
+        mask: str | Path | None = None,
+        degrade: int | None = None,
     ) -> Translation:
         """Translate one scan.
 
@@ -99,6 +119,10 @@ class Translator(Predictor):
             memory_gb: What the case may take of host and GPU memory, in GiB.
             case: Name of the case; the file's stem by default.
             options: How to read odd files.
+            mask: Inpainting: where the scan is not looked at but filled, any label but 0; a file
+                on its grid, or a folder of such files with the cases' names.
+            degrade: Super-resolution: make the scan this many times coarser first, as in training;
+                None takes it as one that is coarse already.
 
         Raises:
             InputError: if the scan cannot be read, shows nothing, or does not fit the model or
@@ -114,7 +138,8 @@ class Translator(Predictor):
         channels = self._channels(scan)
         name = case or io.case_stem(next(iter(channels.values())))
         options = options or io.ReadOptions()
-        placed = read_scan(channels, self.task, self.plan, options, self._free(memory_gb)[0])
+        given = Given(None if mask is None else Path(mask), degrade)
+        placed = self._placed(channels, name, options, self._free(memory_gb)[0], given)
         if placed.constant:
             raise InputError("constant image: there is nothing to translate", file=placed.file)
         free = self._free(memory_gb)
@@ -131,7 +156,36 @@ class Translator(Predictor):
             "seconds": round(time.perf_counter() - began, 3),
             "hashes": self._hashes(channels),
         }
+        record |= self._of_given(placed, given, name)
         return Translation(image, spread, record)
+
+    def _placed(
+        self,
+        channels: Mapping[str, Path],
+        name: str,
+        options: io.ReadOptions,
+        free: int,
+        given: Given,
+    ) -> PlacedScan:
+        """The scan as the network sees it.
+
+        Raises:
+            UsageError: if something is given that this model does not take.
+        """
+        for flag, value in (("--mask", given.mask), ("--degrade", given.degrade)):
+            if value is not None:
+                raise UsageError(
+                    "is for a model that restores scans", field=flag, file=self.runs[0].folder
+                )
+        return read_scan(channels, self.task, self.plan, options, free)
+
+    def _of_given(self, placed: PlacedScan, given: Given, name: str) -> dict[str, Any]:
+        """What the record says of what was given."""
+        return {}
+
+    def _range(self, placed: PlacedScan) -> tuple[float, float]:
+        """Lowest and highest value that the scan's image can take."""
+        return self.ends
 
     def _images(self, placed: PlacedScan, fused: Fused) -> tuple[MetaTensor, MetaTensor]:
         """Image and spread on the scan's grid; where the plan's crop did not look the image is
@@ -139,12 +193,12 @@ class Translator(Predictor):
         """
         low, high = self.ends
         planes = [
-            image_values(_back(fused.plane(k), placed), self.ends)
+            image_values(back(fused.plane(k), placed), self.ends)
             for k in range(len(fused.probability))
         ]
         # Interpolated as a variance, which stays above 0.
-        deviation = np.sqrt(_back(fused.variance, placed).clip(0)) * np.float32(high - low)
-        return _on_grid(np.stack(planes), placed), _on_grid(deviation[None], placed)
+        deviation = np.sqrt(back(fused.variance, placed).clip(0)) * np.float32(high - low)
+        return on_grid(np.stack(planes), placed), on_grid(deviation[None], placed)
 
     def _facts(
         self, placed: PlacedScan, fused: Fused, settings: PredictionConfig, spread: MetaTensor
@@ -156,7 +210,7 @@ class Translator(Predictor):
             "target": self.task.target,
             "target_modality": self.task.target_modality or self.task.modality,
             "channels": list(self.task.channels),
-            "range": list(self.ends),
+            "range": list(self._range(placed)),
             "draws": settings.draws,
             "draws_made": len(fused.masks),
             "mean_spread": float(spread.mean()),
@@ -170,14 +224,15 @@ class Translator(Predictor):
         }
 
 
-def _back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
+def back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
     """One map on the model's grid -> the scan's grid, (*S)."""
     carried = torch.from_numpy(np.ascontiguousarray(values))[None]
     result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
     return result
 
 
-def _on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+def on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+    """An image's planes (K, *S) with the place of the scan that they belong to."""
     meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
     kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
     return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)

@@ -13,11 +13,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "translators", "cascades", "recipes_wider", "recipes", "config", "io",
+    "errors", "files", "memory", "translators", "cascades",
+    "recipes_wider", "recipes", "config", "io",
     "pacs", "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
-    "answer", "sanity", "scan", "loading", "inference", "translation", "guided", "manifest",
-    "cases", "one_case", "engines", "batch", "pairing", "metrics", "image_scores",
+    "answer", "sanity", "scan", "loading", "inference", "translation", "restorer", "guided",
+    "manifest", "cases", "one_case", "engines", "batch", "pairing", "metrics", "image_scores",
     "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",

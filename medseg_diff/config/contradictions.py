@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from medseg_diff.config.restoration import beside_restoration
+
 if TYPE_CHECKING:
     from medseg_diff.config.model import ModelConfig
     from medseg_diff.config.sections import Config
@@ -38,6 +40,7 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "one out",
     )
     yield from _beside_noised_condition(config)
+    yield from beside_restoration(config)
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
     if config.task is not None:
@@ -97,6 +100,11 @@ def _beside_noised_condition(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         model.coarse is not None and config.objective.anchor == 0,
         "objective.anchor trains the coarse segmenter: set it above 0",
+    )
+    yield (
+        model.condition_noise > 0 and model.coarse is None and config.plan.coordinates,
+        "model.condition_noise noises all that the network is shown of the image: leave out "
+        "plan.coordinates",
     )
     yield (
         model.noises_condition and config.training.reflow_from is not None,

@@ -53,7 +53,7 @@ class Fingerprint:
         raster: True where the images are 2-D files.
         target_planes: Planes of a translation's target.
         target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; None
-            for a task of masks.
+            for a task of masks, and where each scan is restored to its own values.
     """
 
     shapes: NDArray[np.int64]
@@ -87,7 +87,7 @@ def planes_of(channels: Mapping[str, Path]) -> tuple[int, ...]:
 
 def _with_target_planes(task: TaskConfig, cases: CaseList, part: Sequence[Case]) -> TaskConfig:
     """The task with the planes of the first target image that can be read."""
-    if task.target is None:
+    if task.target is None or task.restores:
         return task
     for path in filter(None, map(cases.target_path, part)):
         try:
@@ -133,7 +133,7 @@ def fingerprint(
     for case in chosen:
         channels, references = cases.channel_paths(case), cases.reference_paths(case)
         try:
-            target = cases.target_path(case)
+            target = None if task.restores else cases.target_path(case)
             item = load({"channels": channels, "references": references, "target": target})
         except InputError as error:
             skipped.note(case.case, str(error))
@@ -156,8 +156,8 @@ def fingerprint(
         planes,
         np.stack([low, high, pooled.mean(1), pooled.std(1)], axis=1),
         raster,
-        task.target_planes,
-        _range_of(ends) if task.target is not None else None,
+        sum(planes) if task.restores else task.target_planes,
+        _range_of(ends) if ends else None,
     )
 
 

@@ -207,16 +207,27 @@ def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDAr
     if spec.kind == "ct":
         return ((values - spec.mean) / spec.sd).astype(np.float32)
     if spec.kind in ("percentile", "range"):
-        ends = spec.clip if spec.kind == "range" else np.percentile(values, PERCENTILES)
-        if ends is None:
-            raise ValueError("a normalisation of kind range needs clip: the ends of the range")
-        return to_range(values, (float(ends[0]), float(ends[1])))
+        return to_range(values, ends_of(values, spec))
     counted = values[values != 0] if spec.kind == "zscore_foreground" else values.ravel()
     sd = counted.std() if counted.size else 0.0
     # A scan whose spread is rounding noise carries no contrast to normalise.
     if sd <= 1e-6 * max(1.0, abs(counted.mean()) if counted.size else 1.0):
         return np.zeros(values.shape, dtype=np.float32)
     return ((values - counted.mean()) / sd).astype(np.float32)
+
+
+def ends_of(values: NDArray[Any], spec: Normalisation) -> tuple[float, float]:
+    """Values of a channel that a normalisation of kind percentile or range makes -1 and 1.
+
+    Raises:
+        ValueError: if it is of another kind, or of kind range without its ends.
+    """
+    if spec.kind == "percentile":
+        low, high = np.percentile(values.astype(np.float64), PERCENTILES)
+        return float(low), float(high)
+    if spec.kind != "range" or spec.clip is None:
+        raise ValueError("a normalisation of kind range needs clip: the ends of the range")
+    return spec.clip
 
 
 def to_range(values: NDArray[Any], ends: tuple[float, float]) -> NDArray[np.float32]:
@@ -325,13 +336,16 @@ class Preprocess(MapTransform):
         image = np.asarray(self.place_image(data["image"]), dtype=np.float32)
         result = {k: v for k, v in data.items() if k not in ("channels", "references")}
         result["image"] = normalise(image, self.plan.normalisation or ())
-        if self.task.target is not None and "target" in data:
+        if self.task.restores:
+            result["target"] = result["image"].clip(-1, 1)
+        elif self.task.target is not None and "target" in data:
             if self.plan.target_range is None:
                 raise ValueError("the plan is not complete: it has no target_range")
             placed = np.asarray(self.place_image(data["target"]), dtype=np.float32)
-            target = to_range(placed, self.plan.target_range).clip(-1, 1)
-            result["target"] = target
-            bright = np.argwhere(target[0] > target[0].mean())
+            result["target"] = to_range(placed, self.plan.target_range).clip(-1, 1)
+        if self.task.target is not None and result.get("target") is not None:
+            first = result["target"][0]
+            bright = np.argwhere(first > first.mean())
             result["foreground"] = [_some(bright)] if len(bright) else []
         if "label" in data:
             label = np.asarray(self.place_label(data["label"]), dtype=np.int16)

@@ -13,6 +13,7 @@ from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.flipped import with_flips
+from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
@@ -22,6 +23,7 @@ __all__ = [
     "DiscreteModel",
     "DropoutUNetModel",
     "Estimate",
+    "InpaintingModel",
     "JointModel",
     "LatentModel",
     "Loss",

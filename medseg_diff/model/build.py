@@ -23,6 +23,7 @@ from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
@@ -72,6 +73,10 @@ def build_model(config: Config) -> SegmentationModel:
         coarse = build_coarse(dims, planes, codec, model)
         source = config.task.source_slice(model.source)
         return NoisedConditionModel(coarse, planes, *parts, source=source)
+    if config.restoration is not None and config.restoration.kind == "inpainting":
+        filler = InpaintingModel(*parts, source=config.task.source_slice(model.source))
+        filler.hole_plane = config.task.image_planes
+        return filler
     if model.latent is None:
         return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent

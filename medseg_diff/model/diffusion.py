@@ -197,9 +197,8 @@ class DiffusionModel(SegmentationModel):
         parts: dict[str, Tensor] = {}
         if not self.logits:
             wanted = target(self.meaning, self.path, clean, noise, t, self.source(context))
-            marked = self.config.latent is None and self.coupling is None
-            voxels = self.codec.weight(batch.labels) if marked else None
-            parts |= self._errors(output, wanted, t, Weights(importance, voxels))
+            weights = Weights(importance, self._weight(batch))
+            parts |= self._errors(output, wanted, t, weights)
         if variance is not None and self.objective.variational_bound > 0:
             bound = self._bound(output, variance, clean, x_t, t)
             bound = (bound * importance.to(bound)).mean()
@@ -215,6 +214,11 @@ class DiffusionModel(SegmentationModel):
             return self.context(batch.image)
         shown = batch.coins[:, 0] >= self.config.condition_dropout
         return self.context(batch.image * spread(shown, batch.image))
+
+    def _weight(self, batch: Batch) -> Tensor | None:
+        """Weights (B, 1, *S) of voxels in errors of the network's own target; None counts all."""
+        marked = self.config.latent is None and self.coupling is None
+        return self.codec.weight(batch.labels) if marked else None
 
     def _state(
         self, clean: Tensor, noise: Tensor, t: Tensor, context: Context, coins: Tensor
