@@ -25,6 +25,7 @@ from medseg_diff.data.transforms import (
     network_input,
     normalise,
     to_model_grid,
+    to_scan_grid,
 )
 from medseg_diff.errors import InputError
 from medseg_diff.model import SegmentationModel
@@ -147,3 +148,17 @@ def need_of(
         save_draws=save_draws,
         whole=settings.settle is not None or settings.fuse in ("majority", "staple"),
     )
+
+
+def back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
+    """One map on the model's grid -> the scan's grid, (*S)."""
+    carried = torch.from_numpy(np.ascontiguousarray(values))[None]
+    result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
+    return result
+
+
+def on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+    """An image's planes (K, *S) with the place of the scan that they belong to."""
+    meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
+    kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)

@@ -14,17 +14,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from numpy.typing import NDArray
 
-from medseg_diff import __version__, io
+from medseg_diff import __version__, io, restoring
+from medseg_diff.checkpoint import LoadedRun
 from medseg_diff.codecs import image_values
 from medseg_diff.config import PredictionConfig
-from medseg_diff.data.transforms import spacing_of, to_scan_grid
+from medseg_diff.data.transforms import spacing_of
 from medseg_diff.draws import Fused
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.inference import Predictor, Scan, checked
 from medseg_diff.loading import load_runs
-from medseg_diff.scan import PlacedScan, read_scan
+from medseg_diff.restoring import Given, RestoredScan
+from medseg_diff.scan import PlacedScan, back, on_grid, read_scan
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,33 @@ class Translation:
     record: dict[str, Any] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a restoration is told beside the scan; a translation takes neither.
-
-    Attributes:
-        mask: Mask of the hole to fill, or a folder of masks with the cases' names.
-        degrade: Factor by which the scan is made coarser before it is restored.
-    """
-
-    mask: Path | None = None
-    degrade: int | None = None
-
-
 def load_translator(model: str | Path | Sequence[str | Path], device: str = "auto") -> Translator:
     """Load a trained translator, or several as one ensemble; see :func:`medseg_diff.load`.
 
     Raises:
         UsageError: if a model segments.
     """
-    runs = load_runs(model, device)
-    if runs[0].config.restoration is not None:
-        from medseg_diff.restorer import Restorer
-
-        return Restorer(runs)
-    return Translator(runs)
+    return Translator(load_runs(model, device))
 
 
 class Translator(Predictor):
-    """Trained translators behind one call: loaded, checked and drawn from as predictors are."""
+    """Trained translators behind one call: loaded, checked and drawn from as predictors are.
+
+    Of models that restore scans the answer is in the scan's own range, and outside a hole that is
+    filled it is the scan, voxel by voxel; see :mod:`medseg_diff.restoring`.
+    """
 
     translates = True
+
+    def __init__(self, runs: Sequence[LoadedRun]) -> None:
+        super().__init__(runs)
+        self.restoration = runs[0].config.restoration
+        if any(run.config.restoration != self.restoration for run in runs):
+            raise InputError(
+                "models restore in different ways and cannot form one ensemble",
+                file=runs[0].folder,
+                field="restoration",
+            )
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -156,7 +153,8 @@ class Translator(Predictor):
             "seconds": round(time.perf_counter() - began, 3),
             "hashes": self._hashes(channels),
         }
-        record |= self._of_given(placed, given, name)
+        if isinstance(placed, RestoredScan):
+            record |= placed.facts()
         return Translation(image, spread, record)
 
     def _placed(
@@ -172,6 +170,9 @@ class Translator(Predictor):
         Raises:
             UsageError: if something is given that this model does not take.
         """
+        if self.restoration is not None:
+            wanted, plan = self.restoration, self.plan
+            return restoring.place(wanted, channels, name, self.task, plan, options, free, given)
         for flag, value in (("--mask", given.mask), ("--degrade", given.degrade)):
             if value is not None:
                 raise UsageError(
@@ -179,18 +180,13 @@ class Translator(Predictor):
                 )
         return read_scan(channels, self.task, self.plan, options, free)
 
-    def _of_given(self, placed: PlacedScan, given: Given, name: str) -> dict[str, Any]:
-        """What the record says of what was given."""
-        return {}
-
-    def _range(self, placed: PlacedScan) -> tuple[float, float]:
-        """Lowest and highest value that the scan's image can take."""
-        return self.ends
-
     def _images(self, placed: PlacedScan, fused: Fused) -> tuple[MetaTensor, MetaTensor]:
         """Image and spread on the scan's grid; where the plan's crop did not look the image is
         the range's lowest value and the spread 0.
         """
+        if isinstance(placed, RestoredScan):
+            image, spread = restoring.images(placed, fused)
+            return on_grid(image, placed), on_grid(spread, placed)
         low, high = self.ends
         planes = [
             image_values(back(fused.plane(k), placed), self.ends)
@@ -210,7 +206,7 @@ class Translator(Predictor):
             "target": self.task.target,
             "target_modality": self.task.target_modality or self.task.modality,
             "channels": list(self.task.channels),
-            "range": list(self._range(placed)),
+            "range": list(placed.range if isinstance(placed, RestoredScan) else self.ends),
             "draws": settings.draws,
             "draws_made": len(fused.masks),
             "mean_spread": float(spread.mean()),
@@ -222,20 +218,6 @@ class Translator(Predictor):
             "network_calls": fused.network_calls,
             "versions": {"medseg_diff": __version__, "torch": torch.__version__},
         }
-
-
-def back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
-    """One map on the model's grid -> the scan's grid, (*S)."""
-    carried = torch.from_numpy(np.ascontiguousarray(values))[None]
-    result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
-    return result
-
-
-def on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
-    """An image's planes (K, *S) with the place of the scan that they belong to."""
-    meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
-    kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-    return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)
 
 
 def source_and_target(record: Mapping[str, Any]) -> str:

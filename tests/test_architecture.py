@@ -17,7 +17,7 @@ ORDER = (
     "recipes_wider", "recipes", "config", "io",
     "pacs", "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
-    "answer", "sanity", "scan", "loading", "inference", "translation", "restorer", "guided",
+    "answer", "sanity", "scan", "loading", "inference", "restoring", "translation", "guided",
     "manifest", "cases", "one_case", "engines", "batch", "pairing", "metrics", "image_scores",
     "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",

@@ -10,6 +10,7 @@ from medseg_diff.config.restoration import beside_restoration
 if TYPE_CHECKING:
     from medseg_diff.config.model import ModelConfig
     from medseg_diff.config.sections import Config
+    from medseg_diff.config.task import TaskConfig
 
 
 def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
@@ -169,10 +170,10 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         "a target image is made by model.kind: diffusion without joint, or unet without dropout",
     )
     yield (
-        model.has_anchor or model.latent is not None,
-        "an anchor and a latent are made of masks, and this case list has a target image: leave "
-        "them out",
+        model.has_anchor,
+        "an anchor is made of masks, and this case list has a target image: leave it out",
     )
+    yield from _beside_a_latent_of_images(config, task)
     yield (
         config.training.reflow_from is not None,
         "training.reflow_from pairs noise with masks, and this case list has a target image",
@@ -198,6 +199,28 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         model.uses_source and task.source_planes(model.source) != task.target_planes,
         f"the source has {task.source_planes(model.source)} planes and the target "
         f"{task.target_planes}: a path between them needs as many",
+    )
+
+
+def _beside_a_latent_of_images(config: Config, task: TaskConfig) -> Iterator[tuple[bool, str]]:
+    """What an autoencoder of all of a translation's images asks of them."""
+    model, latent = config.model, config.model.latent
+    if latent is None:
+        return
+    yield (
+        model.conditioner != "none" or config.plan.coordinates or config.restoration is not None,
+        "a latent of images sees the channels' latents and nothing else: set conditioner: none and "
+        "leave out plan.coordinates and restoration",
+    )
+    yield (
+        latent.end_to_end or model.learned_variance or model.self_conditioning,
+        "a latent of images has two stages and one output: leave out latent.end_to_end, "
+        "learned_variance and self_conditioning",
+    )
+    yield (
+        any(n != task.target_planes for n in task.input_channels or ()),
+        f"one autoencoder serves all images, and channels of {list(task.input_channels or ())} "
+        f"planes are not like a target of {task.target_planes}",
     )
 
 

@@ -13,7 +13,7 @@ from medseg_diff.config.contradictions import control_apart, discrete_apart, joi
 
 
 class LatentConfig(Section):
-    """Autoencoder of masks, for a model that diffuses their latent."""
+    """Autoencoder of masks, or of a translation's images, for a model that diffuses its latent."""
 
     regulariser: Literal["kl", "vq"] = "kl"
     channels: int = Field(4, ge=1, description="channels of the latent")
@@ -91,7 +91,7 @@ class ModelConfig(Section):
     coarse: CoarseConfig | None = Field(
         None, description="segment a coarser image first; its mask is the denoiser's condition"
     )
-    latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+    latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask, or image")
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
     control_planes: int = Field(
         0,

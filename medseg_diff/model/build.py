@@ -26,8 +26,9 @@ from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.latent_image import LatentImageModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
-from medseg_diff.networks.autoencoder import MaskAutoencoder
+from medseg_diff.networks.autoencoder import ImageAutoencoder, MaskAutoencoder
 from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
@@ -59,6 +60,8 @@ def build_model(config: Config) -> SegmentationModel:
         return build_drawn_otherwise(dims, planes, codec, config)
     if model.kind != "diffusion":
         return build_baseline(dims, planes, codec, model, config.objective)
+    if model.latent is not None and isinstance(codec, ImageCodec):
+        return build_latent_of_images(dims, planes, codec, config)
     state = codec.channels if model.latent is None else model.latent.channels
     parts = (
         build_denoiser(dims, planes, state, model),
@@ -86,6 +89,29 @@ def build_model(config: Config) -> SegmentationModel:
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
     return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+
+
+def build_latent_of_images(
+    dims: int, planes: int, codec: ImageCodec, config: Config
+) -> LatentImageModel:
+    """A translator in the latent of an autoencoder that all its images share."""
+    model, latent, task = config.model, config.model.latent, config.known_task
+    if latent is None:
+        raise ValueError("a latent model needs model.latent")
+    kinds = (codec.planes, latent.channels, latent.features, latent.regulariser, latent.codes)
+    shown = planes // codec.planes * latent.channels
+    # What it sees of the image are the channels' latents.
+    seeing = model.model_copy(update={"concat_image": True})
+    return LatentImageModel(
+        ImageAutoencoder(dims, *kinds),
+        build_denoiser(dims, shown, latent.channels, seeing),
+        build_path(model),
+        codec,
+        build_law(config.objective),
+        model,
+        config.objective,
+        task.source_slice(model.source).start // codec.planes,
+    )
 
 
 def build_drawn_otherwise(
