@@ -113,7 +113,7 @@ def test_gradients_reach_every_parameter(recipe: str, dims: int, task: str):
 def test_an_image_on_an_odd_grid(recipe: str, dims: int, task: str):
     model, given = built(recipe, dims, task), batch(dims, task)
     last = drawn(model, given.image, given.noise)[-1]
-    unit = last.probabilities
+    unit = last.probabilities.detach()
     assert unit.shape == given.labels.shape
     assert float(unit.min()) >= 0
     assert float(unit.max()) <= 1

@@ -67,7 +67,16 @@ class LatentImageModel(LatentModel):
         objective: ObjectiveConfig,
         channel: int = 0,
     ) -> None:
-        super().__init__(autoencoder, denoiser, None, path, codec, law, config, objective)
+        super().__init__(
+            autoencoder,
+            denoiser,
+            None,
+            path,
+            codec,  # type: ignore[arg-type]  # kept and handed on, no more
+            law,
+            config,
+            objective,
+        )
         first = channel * self.latent.channels
         self.source_planes = slice(first, first + self.latent.channels)
 
