@@ -863,6 +863,53 @@ SEEDS = [
     ),
 ]
 
+RESTORATION = [
+    Fault("mean /= mean.sum(1, keepdims=True)", "mean /= factor"),
+    Fault("centres = mean @ np.arange(voxels)", "centres = np.arange(count) * factor"),
+    Fault("weights @ mean", "mean.T @ mean"),
+    Fault("moved = np.moveaxis(result, 1 + axis, -1)", "moved = np.moveaxis(result, axis, -1)"),
+    Fault("n - m + 1", "n - m"),
+    Fault("rng.random() < 0.5", "False"),
+    Fault('indexing="ij")).sum(0) <= 1', 'indexing="ij")).sum(0) <= 2'),
+    Fault("(np.arange(m) + 0.5) / m * 2 - 1", "np.arange(m) / m * 2 - 1"),
+    Fault("np.where(hole, np.float32(0), image)", "image"),
+    Fault("np.where(hole, np.float32(0), image)", "np.where(hole, image, np.float32(0))"),
+    Fault("degraded(target, max(wanted.factors)", "degraded(target, min(wanted.factors)"),
+    Fault("wanted.factors[int(rng.integers(len(wanted.factors)))]", "wanted.factors[0]"),
+    Fault("zlib.crc32(case.encode())", "0"),
+    Fault("(n - size) // 2", "0"),
+]
+CASCADE_PARTS = [
+    Fault("torch.sqrt(1 - level.square()) * condition", "(1 - level) * condition"),
+    Fault("+ level * noise", "+ level.square() * noise"),
+    Fault("+ self.level(t[:, 1])", ""),
+    Fault("super().forward(t[:, 0])", "super().forward(t[:, 1])"),
+    Fault("self.pool(pad_to_multiple(image, self.factor))", "image[..., :: self.factor, :: 4]"),
+    Fault("mode=self.mode", 'mode="nearest"'),
+]
+CASCADE = [
+    Fault("self.config.condition_noise * batch.coins[:, 1]", "batch.coins[:, 1]"),
+    Fault("self.config.condition_noise * batch", "0 * batch"),
+    Fault("mine = noise[:, self.codec.channels :]", "mine = noise[:, : self.codec.channels]"),
+    Fault("return noise[:, : self.codec.channels]", "return noise[:, -self.codec.channels :]"),
+    Fault("sampling.condition_noise, device", "0.0, device"),
+    Fault("context.anchor.detach()", "context.anchor"),
+    Fault("state_from_logits(context.anchor.detach())", "probabilities(context.anchor.detach())"),
+    Fault("torch.stack([t, level.to(t)], dim=1)", "torch.stack([level.to(t), t], dim=1)"),
+    Fault("torch.stack([t, level.to(t)], dim=1)", "torch.stack([t, 0 * t], dim=1)"),
+]
+LATENT_IMAGES = [
+    Fault("first = channel * self.latent.channels", "first = 0"),
+    Fault("self.estimate(output, x_t, t, source)", "self.estimate(output, x_t, t, x_t)"),
+    Fault(".unflatten(0, (len(image), -1)).flatten(1, 2)", "[: len(image)].repeat(1, 2, 1, 1)"),
+    Fault(
+        "images = torch.cat([self.codec.encode(batch.labels), self._channels(batch.image)])",
+        "images = self.codec.encode(batch.labels)",
+    ),
+    Fault("made.clamp(-1, 1)", "made.clamp(0, 1)"),
+    Fault("objectives.absolute_error(made, images)", "objectives.squared_error(made, images)"),
+]
+
 # What samplers are proved by, quick tests first.
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
@@ -887,6 +934,10 @@ PLAN = [
     ("diffusion/discrete.py", "diffusion/test_discrete.py", DISCRETE),
     ("diffusion/likelihood.py", "diffusion/test_likelihood.py", LIKELIHOOD),
     ("networks/lora.py", "test_lora.py", LORA),
+    ("data/restoration.py", "data/test_restoration_sources.py", RESTORATION),
+    ("networks/cascade.py", "test_cascade.py", CASCADE_PARTS),
+    ("model/cascade.py", "test_cascade.py", CASCADE),
+    ("model/latent_image.py", "test_latent_images.py", LATENT_IMAGES),
     ("codecs.py", "test_codecs.py", CODECS),
     ("fusion/moments.py", "test_fusion.py fusion/test_weighted.py", MOMENTS),
     ("fusion/step_uncertainty.py", "test_fusion.py", STEP_UNCERTAINTY),
