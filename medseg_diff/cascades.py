@@ -45,7 +45,7 @@ def refine() -> Keys:
             "condition_noise": 0.5,
         },
         "objective": {"dice": 1.0, "cross_entropy": 1.0, "anchor": 1.0},
-        "prediction": {"draws": 5, "steps": 5, "sampler": "ddim", "condition_noise": 0.1},
+        "prediction": {"draws": 5, "steps": 2, "sampler": "ddim", "condition_noise": 0.1},
     }
 
 

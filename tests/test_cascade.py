@@ -110,10 +110,11 @@ def test_the_network_knows_the_level():
     x = torch.randn(1, 2, 12, 12)
     with torch.no_grad():
         first, same, other = (network(x, torch.tensor([[0.5, s]])) for s in (0.1, 0.1, 0.4))
-        swapped = network(x, torch.tensor([[0.1, 0.5]]))
+        swapped, early = (network(x, torch.tensor([pair])) for pair in ((0.1, 0.5), (0.2, 0.1)))
     assert torch.equal(first, same)
     assert float((first - other).abs().max()) > 1e-4
     assert float((first - swapped).abs().max()) > 1e-4
+    assert float((first - early).abs().max()) > 1e-4, "and its time"
 
 
 def test_the_coarse_stage_learns_from_its_own_loss_alone():
