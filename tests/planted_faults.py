@@ -890,8 +890,8 @@ CASCADE_PARTS = [
 CASCADE = [
     Fault("self.config.condition_noise * batch.coins[:, 1]", "batch.coins[:, 1]"),
     Fault("self.config.condition_noise * batch", "0 * batch"),
-    Fault("mine = noise[:, self.codec.channels :]", "mine = noise[:, : self.codec.channels]"),
-    Fault("return noise[:, : self.codec.channels]", "return noise[:, -self.codec.channels :]"),
+    Fault("mine = noise[:, : self.condition_channels]", "mine = self._of_state(noise)"),
+    Fault("return noise[:, self.condition_channels :]", "return noise[:, : self.codec.channels]"),
     Fault("sampling.condition_noise, device", "0.0, device"),
     Fault("context.anchor.detach()", "context.anchor"),
     Fault("state_from_logits(context.anchor.detach())", "probabilities(context.anchor.detach())"),

@@ -14,7 +14,8 @@ from medseg_diff.config import Config, merged, parse_config
 from medseg_diff.data.records import Batch
 from medseg_diff.errors import UsageError
 from medseg_diff.inference import load
-from medseg_diff.model import NoisedConditionModel, Sampling, build_model
+from medseg_diff.model import NoisedConditionModel, Sampling, UNetModel, build_model
+from medseg_diff.model.guide import Guide
 from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet, under_noise
 from medseg_diff.training import Options, fit
 from tests.training_fixtures import write_dataset
@@ -81,12 +82,12 @@ def test_training_shows_the_coarse_mask_at_the_coins_level():
     x, t = spy.calls[0]
     assert x.shape[1] == 3 + 3 + 1
     mask = 2 * model.context(given.image).anchor.softmax(1) - 1
-    expected = (1 - 0.16) ** 0.5 * mask + 0.4 * given.noise[:, 3:]
+    expected = (1 - 0.16) ** 0.5 * mask + 0.4 * given.noise[:, :3]
     torch.testing.assert_close(x[:, 3:6], expected.detach())
     torch.testing.assert_close(x[:, 6:], given.image)
     torch.testing.assert_close(t[:, 1], torch.full((2,), 0.4, dtype=torch.float64))
     clean = model.codec.encode(given.labels)
-    torch.testing.assert_close(x[:, :3], model.path.noised(clean, given.noise[:, :3], given.t))
+    torch.testing.assert_close(x[:, :3], model.path.noised(clean, given.noise[:, 3:], given.t))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3])
@@ -97,7 +98,7 @@ def test_prediction_shows_it_at_the_settings_level_by_each_draws_own_noise(level
     list(model.trajectory(context, given.noise, Sampling("ddim", 2, condition_noise=level)))
     assert len(spy.calls) == 2
     mask = 2 * context.anchor.softmax(1) - 1
-    expected = (1 - level**2) ** 0.5 * mask + level * given.noise[:, 3:]
+    expected = (1 - level**2) ** 0.5 * mask + level * given.noise[:, :3]
     for x, t in spy.calls:
         torch.testing.assert_close(x[:, 3:6], expected.detach())
         torch.testing.assert_close(t[:, 1].float(), torch.full((2,), level))
@@ -210,3 +211,21 @@ def test_fields_of_noise_hold_the_states_channels_and_the_conditions():
     assert model.noise_channels == 6
     with_regions = built(task={"regions": {"both": [1, 2], "b": [2]}})
     assert with_regions.noise_channels == 4
+
+
+def test_a_guide_steers_it():
+    """The gradient passes through the denoiser with its condition as shown."""
+    model = built()
+    keys = {**KEYS, "recipe": "unet", "model": {"features": [4, 8]}}
+    unet = build_model(parse_config(keys)).eval().requires_grad_(False)
+    assert isinstance(unet, UNetModel)
+    given = batch(model)
+    sampling = Sampling("ddim", 2, t_max=0.95, condition_noise=0.1)
+    answers = []
+    for scale in (0.0, 5.0):
+        model.requires_grad_(False)
+        model.steer = Guide(unet, model.path, model.mask_codec, scale)
+        with torch.inference_mode():
+            steps = model.trajectory(model.context(given.image), given.noise, sampling)
+            answers.append(list(steps)[-1].clean)
+    assert float((answers[0] - answers[1]).abs().max()) > 1e-5

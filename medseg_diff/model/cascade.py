@@ -79,8 +79,8 @@ class NoisedConditionModel(DiffusionModel):
 
     @property
     def noise_channels(self) -> int:
-        """K of the state, then N of the condition."""
-        return self.codec.channels + self.condition_channels
+        """N of the condition, then K of the state."""
+        return self.condition_channels + self.codec.channels
 
     def context(self, image: Tensor) -> Context:
         """See :meth:`SegmentationModel.context`; the anchor is the coarse mask."""
@@ -102,7 +102,7 @@ class NoisedConditionModel(DiffusionModel):
         return self.denoiser(torch.cat(parts, dim=1), both, context.features or None), None
 
     def loss(self, batch: Batch) -> Loss:
-        """Denoising loss; the batch's noise is the state's, then the condition's."""
+        """Denoising loss; the batch's noise is the condition's, then the state's."""
         clean = self.codec.encode(batch.labels)
         return self.denoising_loss(batch, clean, self._of_state(batch.noise))
 
@@ -125,7 +125,7 @@ class NoisedConditionModel(DiffusionModel):
         return self._noised(self.context(batch.image), batch.noise, level)
 
     def _noised(self, context: Context, noise: Tensor, level: Tensor) -> Shown:
-        mine = noise[:, self.codec.channels :]
+        mine = noise[:, : self.condition_channels]
         condition = under_noise(self._condition(context), mine, level)
         return Shown(context.image, context.features, context.anchor, condition, level)
 
@@ -138,4 +138,4 @@ class NoisedConditionModel(DiffusionModel):
         return self.mask_codec.state_from_logits(context.anchor.detach())
 
     def _of_state(self, noise: Tensor) -> Tensor:
-        return noise[:, : self.codec.channels]
+        return noise[:, self.condition_channels :]
