@@ -900,7 +900,7 @@ CASCADE = [
 ]
 LATENT_IMAGES = [
     Fault("first = channel * self.latent.channels", "first = 0"),
-    Fault("self.estimate(output, x_t, t, source)", "self.estimate(output, x_t, t, x_t)"),
+    Fault("clamp(-RANGE, RANGE)", "clamp(-1, 1)"),
     Fault(".unflatten(0, (len(image), -1)).flatten(1, 2)", "[: len(image)].repeat(1, 2, 1, 1)"),
     Fault(
         "images = torch.cat([self.codec.encode(batch.labels), self._channels(batch.image)])",
