@@ -249,22 +249,33 @@ app.command()(translate)
 
 @app.command()
 def evaluate(
-    pred: Annotated[Path, typer.Option(help="Folder that `predict` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
+    pred: Annotated[Path | None, typer.Option(help="Folder that `predict` wrote.")] = None,
     ref: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="Folder of masks (or images) with the cases' names, or a cases.json (its test)."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for per_case.csv, summary.json, report.html.")],
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD.")] = 1.0,
     data_range: Annotated[
         tuple[float, float] | None,
         typer.Option("--range", help="Of translated images, for PSNR and SSIM; the model's own."),
     ] = None,
+    shifts: Annotated[
+        bool, typer.Option("--shifts", help="In their place, what `robustness` does, of --model.")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option(help="With --shifts: as there.")] = None,
 ) -> None:
     """Score predictions against reference masks, or translated images against real ones."""
+    if shifts != bool(model) or shifts == (pred is not None):
+        raise UsageError("give --pred and --ref, or --shifts and --model", field="--shifts")
+    if model:
+        robustness(model, out, data=ref)
+        return
+    if pred is None or ref is None:
+        raise UsageError("predictions are scored against something", field="--ref")
     from medseg_diff.evaluation import evaluate as run
     from medseg_diff.evaluation import evaluate_part
     from medseg_diff.image_evaluation import ImageEvaluation, evaluate_translations

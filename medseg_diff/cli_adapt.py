@@ -14,23 +14,32 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for trainings, rows, tables and reports.")],
 ) -> None:
     """Train and score every row of a domain adaptation experiment; goes on where it stopped."""
-    from medseg_diff.adaptation.experiment import load_experiment, run_experiment
-    from medseg_diff.adaptation.pictures import target_picture
-    from medseg_diff.adaptation.write import shown_rows, write_table
+    from medseg_diff.adaptation.definition import load_experiments
+    from medseg_diff.adaptation.experiment import run_experiment
+    from medseg_diff.adaptation.pictures import write_report
+    from medseg_diff.adaptation.summary import write_summary
+    from medseg_diff.adaptation.write import shown_rows
     from medseg_diff.training import Stopped
 
-    wanted = load_experiment(experiment)
-    try:
-        files = run_experiment(wanted, out, lambda line: print(line, flush=True))
-    except Stopped as stop:
-        # The training's own checkpoint is what the next call goes on from.
-        print(f"{out.name}: stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(stop.exit_code) from None
-    for target, rows in files.items():
-        picture = target_picture(wanted, target, out)
-        table = write_table(f"{wanted.name}, {target}", rows, out / target, picture)
-        for note in table.notes:
-            print(note)
-        shown = shown_rows(table)
-        print(shown[["Row", "Dice [95 % CI]", "Gap closed", "Source Dice"]].to_string(index=False))
-        print(f"report: {out / target / 'report.html'}")
+    comparisons = load_experiments(experiment)
+    tables = {}
+    for place, wanted in comparisons.items():
+        try:
+            files = run_experiment(wanted, out / place, lambda line: print(line, flush=True))
+        except Stopped as stop:
+            # The training's own checkpoint is what the next call goes on from.
+            print(f"{out.name}: stopped; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(stop.exit_code) from None
+        for target, rows in files.items():
+            if place:
+                print(place)
+            table = write_report(wanted, target, rows, out / place)
+            tables[place, target] = table
+            for note in table.notes:
+                print(note)
+            shown = shown_rows(table)
+            columns = ["Row", "Dice [95 % CI]", "Gap closed", "Source Dice"]
+            print(shown[columns].to_string(index=False))
+            print(f"report: {out / place / target / 'report.html'}")
+    if len(tables) > 1:
+        print(f"all comparisons: {write_summary(tables, out)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,10 @@ def translate(
             min=2, help="Super-resolution: make scans this many times coarser first, to score it."
         ),
     ] = None,
+    direction: Annotated[
+        Literal["forward", "backward"],
+        typer.Option(help="backward makes the source's images; for models trained without pairs."),
+    ] = "forward",
     flip: Flip = None,
     go_on: GoOn = False,
     seed: Seed = 0,
@@ -73,7 +77,7 @@ def translate(
     from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name
 
-    source = ModelSource(tuple(model), device, translates=True)
+    source = ModelSource(tuple(model), device, translates=True, direction=direction)
     # The driver of a cluster computes nothing: it needs no GPU.
     translator = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, translator, source, ray_address, workers, retries)

@@ -13,6 +13,7 @@ from typing import Any
 from medseg_diff import cascades, recipes_wider
 from medseg_diff.errors import UsageError
 from medseg_diff.translators import TRANSLATORS
+from medseg_diff.translators_unpaired import UNPAIRED
 
 Keys = dict[str, Any]
 
@@ -354,6 +355,7 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "lsegdiff": lsegdiff,
     "rectified_flow": rectified_flow,
     "dit": dit,
+    "feature_translation": recipes_wider.feature_translation,
     "ccdm": recipes_wider.ccdm,
     "berdiff": recipes_wider.berdiff,
     "hidiff": recipes_wider.hidiff,
@@ -371,7 +373,7 @@ SIZED: dict[str, Callable[[], Keys]] = {
 
 def seed(name: str) -> Keys:
     """Keys of a recipe by name."""
-    known = RECIPES | SIZED | TRANSLATORS | cascades.RESTORERS
+    known = RECIPES | SIZED | TRANSLATORS | UNPAIRED | cascades.RESTORERS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"

@@ -10,6 +10,41 @@ from typing import Any
 Keys = dict[str, Any]
 
 
+def feature_translation() -> Keys:
+    """Latent feature translation, this project's own idea (no paper); see `model/features.py`.
+
+    First stage: a segmenting network of residual blocks, image to 8 channels of features at half
+    the resolution (one halving) to mask, no skip. Second: a denoiser of these features, conditioned
+    on the image after random convolutions, gain fields and coarse axes; velocity, and Dice +
+    cross-entropy of the decoded estimate, so that features count by the mask they mean.
+
+    Departures from the idea as first written down: the condition learns from changed source images
+    alone, not from target scans by cycle consistency; features of one depth; no cross-attention.
+    """
+    return {
+        "model": {
+            "kind": "diffusion",
+            "features": [32, 64, 112],
+            "conditioner": "pyramid",
+            "concat_image": False,
+            "time_channels": 128,
+            "schedule": "cosine",
+            "output": "velocity",
+            "condition_dropout": 0.1,
+            "latent": {
+                "of": "features",
+                "condition": "image",
+                "change": "strong",
+                "features": [16, 32],
+                "channels": 8,
+                "regulariser": "kl",
+            },
+        },
+        "objective": {"squared_error": 1.0, "dice": 1.0, "cross_entropy": 1.0},
+        "prediction": {"draws": 3, "steps": 10, "sampler": "ddim"},
+    }
+
+
 def ccdm() -> Keys:
     """CCDM (Zbinden, Doorenbos et al. 2023, arXiv 2303.08888): categorical diffusion of masks.
 

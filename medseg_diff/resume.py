@@ -88,6 +88,7 @@ class State:
         optimiser: With its moments.
         progress: Step, best score, losses that were not finite.
         identity: What must not change between a run and its continuation.
+        companion: What else has weights; see :class:`medseg_diff.companion.Companion`.
     """
 
     model: SegmentationModel
@@ -95,6 +96,7 @@ class State:
     optimiser: torch.optim.Optimizer
     progress: Progress
     identity: dict[str, str]
+    companion: nn.Module | None = None
 
 
 def check_folder(out: Path, *, resume: bool) -> None:
@@ -113,21 +115,34 @@ def check_folder(out: Path, *, resume: bool) -> None:
         latest_checkpoint(out)
 
 
-def identity(config: Config, cases: CaseList) -> dict[str, str]:
-    """What must not change between a run and its continuation, one entry a thing."""
+def identity(config: Config, cases: CaseList, others: CaseList | None = None) -> dict[str, str]:
+    """What must not change between a run and its continuation, one entry a thing.
+
+    Args:
+        config: Complete.
+        cases: Case list of the training.
+        others: The second list of a training without pairs.
+    """
     keys = config.model_dump(mode="json")
     keys["training"] = {k: v for k, v in keys["training"].items() if k not in FREE_KEYS}
-    keys["data"].pop("root", None)
-    keys["data"].pop("cases", None)
+    for path in ("root", "cases", "target_root", "target_cases"):
+        keys["data"].pop(path, None)
     flat = {f"config.{k}": json.dumps(v, sort_keys=True) for k, v in _leaves(keys)}
+    flat["data"] = _listed(cases)
+    if others is not None:
+        flat["target data"] = _listed(others)
+    flat["torch"] = torch.__version__.split(".")[0]
+    return flat
+
+
+def _listed(cases: CaseList) -> str:
+    """Hash of what a case list names."""
     listed = [
         [c.case, c.part, sorted(c.sha256.items()), sorted(c.channels.items()), list(c.references)]
         + ([] if c.target is None else [c.target])
         for c in cases.cases
     ]
-    flat["data"] = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    flat["torch"] = torch.__version__.split(".")[0]
-    return flat
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
 
 
 def save(out: Path, state: State) -> None:
@@ -135,6 +150,8 @@ def save(out: Path, state: State) -> None:
     tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in state.average.tensors.items()}
     tensors |= {f"memory/{k}": v for k, v in state.model.memory().items()}
+    if state.companion is not None:
+        tensors |= {f"companion/{k}": v for k, v in state.companion.state_dict().items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["random/torch"] = torch.get_rng_state()
@@ -171,6 +188,8 @@ def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[st
     tensors = load_tensors(folder / TENSORS)
     state.model.load_state_dict(_below(tensors, "model/"))
     state.model.recall(_below(tensors, "memory/"))
+    if state.companion is not None:
+        state.companion.load_state_dict(_below(tensors, "companion/"))
     for name, value in _below(tensors, "average/").items():
         state.average.tensors[name].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}

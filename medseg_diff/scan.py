@@ -83,7 +83,21 @@ def read_scan(
         if voxels is not None:
             memory.check_reading(voxels, free_bytes, path)
     image = load_image(channels, task, options)
-    image = image if before is None else before(image)
+    return place(image if before is None else before(image), task, plan, file)
+
+
+def place(image: MetaTensor, task: TaskConfig, plan: PlanConfig, file: Path) -> PlacedScan:
+    """Check, place and normalise a scan that was read.
+
+    Args:
+        image: As read, (C, *T) in the task's order of channels.
+        task: Says the modality.
+        plan: Geometry and intensities of the model's grid.
+        file: Named in refusals.
+
+    Raises:
+        InputError: if it does not fit the model.
+    """
     _check_depth(image, plan, file)
     warnings = [*image.meta.get("warnings", ()), *sanity.of_intensities(image, task.modality)]
     constant, pipeline = sanity.is_constant(image), to_model_grid(plan)

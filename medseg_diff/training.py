@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,13 +29,15 @@ from medseg_diff.checkpoint import (
     save_model,
     transfer_weights,
 )
+from medseg_diff.companion import Companion
 from medseg_diff.config import Config, TrainingConfig
 from medseg_diff.data.caselist import CaseList
-from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, cached_cases, preprocessed
-from medseg_diff.data.prepare import prepare
+from medseg_diff.data.dataset import Preprocessed, TrainingSet, batches, preprocessed
+from medseg_diff.data.prepare import open_targets, prepare
 from medseg_diff.data.records import Batch
+from medseg_diff.data.unpaired import training_set
 from medseg_diff.data.unreadable import Skipped
-from medseg_diff.errors import InputError
+from medseg_diff.errors import InputError, UsageError
 from medseg_diff.model import Loss, SegmentationModel, build_model
 from medseg_diff.processes import accelerator as make_accelerator
 from medseg_diff.processes import deaths_named, signals
@@ -70,6 +72,7 @@ class Options:
             the configuration has ``training.lora`` or ``model.control_planes``.
         report: Called after every step with the progress and the values to show.
         skip_bad: How many cases that cannot be read may be passed over.
+        companion: Makes a second loss from the complete configuration; for one process.
     """
 
     resume: bool = False
@@ -77,6 +80,7 @@ class Options:
     init: Path | None = None
     report: Report | None = None
     skip_bad: int = 0
+    companion: Callable[[Config], Companion] | None = None
 
 
 @dataclass
@@ -97,6 +101,7 @@ class _Run:
     report: Report | None
     skipped: Skipped
     base: LoadedRun | None
+    companion: Companion | None
 
     @property
     def progress(self) -> Progress:
@@ -131,31 +136,35 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     config, cases, facts = prepare(config, skipped)
     if base is not None:
         config = frozen.normalised_as(base, config)
-    task = config.known_task
     model = build_model(config)
     if base is not None:
         frozen.start(model, base, config)
     elif options.init is not None:
         _start_from(options.init, model)
     training = config.training
+    companion = _companion(options, config, accelerator)
+    own = [p for p in model.parameters() if base is None or p.requires_grad]
     optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if base is None or p.requires_grad],
+        [*own, *(() if companion is None else companion.parameters())],
         lr=training.learning_rate,
+        betas=training.betas,
         weight_decay=training.weight_decay,
     )
     model.train().to(accelerator.device)
     average = Average(model, training.ema_decay)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    identity = resuming.identity(config, cases) | attach_teacher(model, config, accelerator.device)
-    identity |= frozen.identity(base)
-    state = resuming.State(model, average, optimiser, Progress(), identity)
+    others = open_targets(config)
+    identity = resuming.identity(config, cases, others) | frozen.identity(base)
+    identity |= attach_teacher(model, config, accelerator.device)
+    state = resuming.State(model, average, optimiser, Progress(), identity, companion)
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
         if options.resume
         else []
     )
-    train, plan = cases.part("train"), config.plan
-    validation = cases.part("validation")[: training.validation_cases]
+    # Without pairs there is no truth to compare a validation case's image with.
+    part = cases.part("validation")[: training.validation_cases] if others is None else []
+    validation = preprocessed(cases, part, config.known_task, config.plan, skipped) if main else []
     run = _Run(
         config,
         cases,
@@ -165,12 +174,13 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
         wrapped,
         state,
         model_card(config, facts, model),
-        TrainingSet(cached_cases(cases, train, task, plan, skipped), config, model.noise_channels),
-        preprocessed(cases, validation, task, plan, skipped) if main else [],
+        training_set(config, cases, others, model.noise_channels, skipped),
+        validation,
         TrainingLog(out, state.progress.step, enabled=main),
         options.report if main else None,
         skipped,
         base,
+        companion,
     )
     skipped.save()
     for sentence in warnings:
@@ -182,6 +192,17 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     finally:
         run.log.close()
     return out
+
+
+def _companion(options: Options, config: Config, accelerator: Accelerator) -> Companion | None:
+    if options.companion is None:
+        return None
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            "a training with a companion runs in one process",
+            found=f"{accelerator.num_processes} processes",
+        )
+    return options.companion(config).train().to(accelerator.device)
 
 
 def _start_from(init: Path, model: SegmentationModel) -> None:
@@ -254,6 +275,9 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
         with nullcontext() if final else accelerator.no_sync(run.wrapped):
             with accelerator.autocast():
                 loss: Loss = run.wrapped(batch)
+                if run.companion is not None:
+                    number = run.progress.step * training.accumulate + micro
+                    loss = _joined(loss, run, batch, number)
             accelerator.backward(loss.total / training.accumulate)
         if loss.times is not None and loss.samples is not None:
             # In the order of the ranks, which is that of the global batch: the history is one and
@@ -267,6 +291,16 @@ def _step(run: _Run, stream: Iterator[Batch]) -> dict[str, float]:
         optimiser.step()
         run.state.average.update(run.model, run.progress.step)
     return {**sums, "learning_rate": rate}
+
+
+def _joined(loss: Loss, run: _Run, batch: Batch, number: int) -> Loss:
+    """A loss with the companion's added."""
+    if run.companion is None:
+        return loss
+    more = run.companion.losses(run.model, batch, number, run.state.average.tensors)
+    whole = torch.stack([loss.total, *more.values()]).sum()
+    parts = {name: float(value.detach()) for name, value in more.items()}
+    return replace(loss, total=whole, parts={**loss.parts, **parts})
 
 
 def stages(config: Config) -> tuple[int, ...]:

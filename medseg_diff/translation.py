@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from medseg_diff import __version__, io, restoring
 from medseg_diff.checkpoint import LoadedRun
 from medseg_diff.codecs import image_values
 from medseg_diff.config import PredictionConfig
+from medseg_diff.config.directions import Direction, backward
 from medseg_diff.data.transforms import spacing_of
 from medseg_diff.draws import Fused
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.inference import Predictor, Scan, checked
 from medseg_diff.loading import load_runs
+from medseg_diff.model import AdversarialModel
 from medseg_diff.restoring import Given, RestoredScan
-from medseg_diff.scan import PlacedScan, back, on_grid, read_scan
+from medseg_diff.scan import PlacedScan, back, on_grid, place, read_scan
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,39 @@ class Translation:
     record: dict[str, Any] = field(repr=False)
 
 
-def load_translator(model: str | Path | Sequence[str | Path], device: str = "auto") -> Translator:
+def load_translator(
+    model: str | Path | Sequence[str | Path],
+    device: str = "auto",
+    direction: Direction = "forward",
+) -> Translator:
     """Load a trained translator, or several as one ensemble; see :func:`medseg_diff.load`.
 
+    Args:
+        model: Run folders.
+        device: Where they compute.
+        direction: ``"backward"`` makes images of the source's domain from the target's, where the
+            models were trained without pairs.
+
     Raises:
-        UsageError: if a model segments.
+        UsageError: if a model segments, or knows one direction and the other is asked for.
     """
-    return Translator(load_runs(model, device))
+    runs = load_runs(model, device)
+    if direction not in get_args(Direction):
+        raise UsageError(
+            "unknown direction", field="--direction", found=direction,
+            expected=" or ".join(get_args(Direction)),
+        )  # fmt: skip
+    return Translator([_turned(run) for run in runs] if direction == "backward" else runs)
+
+
+def _turned(run: LoadedRun) -> LoadedRun:
+    """A run whose source and target have changed places, under a hash of its own."""
+    config = backward(run.config)
+    if not isinstance(run.model, AdversarialModel):
+        raise TypeError("only a model of two domains has a way back")
+    run.model.make("a")
+    card = {**run.card, "sha256": {**run.card["sha256"], "direction": "backward"}}
+    return replace(run, config=config, card=card)
 
 
 class Translator(Predictor):
@@ -137,12 +166,8 @@ class Translator(Predictor):
         options = options or io.ReadOptions()
         given = Given(None if mask is None else Path(mask), degrade)
         placed = self._placed(channels, name, options, self._free(memory_gb)[0], given)
-        if placed.constant:
-            raise InputError("constant image: there is nothing to translate", file=placed.file)
-        free = self._free(memory_gb)
-        plan = self._within(placed, settings, free, maps=True, save_draws=False)
-        fused, again = self._infer(placed, name, settings, seed, plan)
-        warnings = [*placed.warnings, *plan.notes, *again]
+        fused, notes = self._drawn(placed, name, settings, seed, memory_gb)
+        warnings = [*placed.warnings, *notes]
         image, spread = self._images(placed, fused)
         record = {
             "case": name,
@@ -179,6 +204,50 @@ class Translator(Predictor):
                     "is for a model that restores scans", field=flag, file=self.runs[0].folder
                 )
         return read_scan(channels, self.task, self.plan, options, free)
+
+    def restyle(
+        self, image: MetaTensor, case: str, *, draws: int = 1, seed: int = 0
+    ) -> NDArray[np.float32]:
+        """Translate a scan that was read already, as domain adaptation does.
+
+        Args:
+            image: As ``medseg_diff.io`` reads it, (C, *S).
+            case: Its name, part of the noise's.
+            draws: Images that the answer is the mean of.
+            seed: With the name it fixes the noise.
+
+        Returns:
+            (K, *S) float32 on the scan's own grid, in the target's units.
+
+        Raises:
+            InputError: if the scan does not fit the model or shows nothing.
+        """
+        settings = checked(self.defaults, {"draws": draws})
+        self._check_sampling(settings)
+        if len(image) != self.task.image_planes:
+            raise InputError(
+                "wrong number of image planes", file=case, found=len(image),
+                expected=self.task.image_planes,
+            )  # fmt: skip
+        placed = place(image, self.task, self.plan, Path(case))
+        fused, _ = self._drawn(placed, case, settings, seed, None)
+        return np.asarray(self._images(placed, fused)[0], dtype=np.float32)
+
+    def _drawn(
+        self,
+        placed: PlacedScan,
+        name: str,
+        settings: PredictionConfig,
+        seed: int,
+        memory_gb: float | None,
+    ) -> tuple[Fused, list[str]]:
+        """All draws of a scan, and notes about the memory they took."""
+        if placed.constant:
+            raise InputError("constant image: there is nothing to translate", file=placed.file)
+        free = self._free(memory_gb)
+        plan = self._within(placed, settings, free, maps=True, save_draws=False)
+        fused, again = self._infer(placed, name, settings, seed, plan)
+        return fused, [*plan.notes, *again]
 
     def _images(self, placed: PlacedScan, fused: Fused) -> tuple[MetaTensor, MetaTensor]:
         """Image and spread on the scan's grid; where the plan's crop did not look the image is

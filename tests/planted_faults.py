@@ -909,6 +909,108 @@ LATENT_IMAGES = [
     Fault("made.clamp(-1, 1)", "made.clamp(0, 1)"),
     Fault("objectives.absolute_error(made, images)", "objectives.squared_error(made, images)"),
 ]
+EVIDENCE = [
+    Fault("blur(p * grey) / share", "blur(grey) / share"),
+    Fault("- 2 * grey * blur(mean)", "- grey * blur(mean)"),
+    Fault("found + grey.square() * whole", "grey.square() * whole"),
+    Fault("/ (2 * self.sd**2)", "/ self.sd**2"),
+    Fault("p.log() - distances", "p.log() + distances"),
+    Fault("(p.log() - distances", "(-distances"),
+    Fault("2 * self.posterior(image, p) - 1", "self.posterior(image, p)"),
+    Fault("context.image[:, : self.planes]", "context.image * 0"),
+    Fault("[torch.cat([1 - one, one]", "[torch.cat([one, 1 - one]"),
+]
+MEAN_TEACHER = [
+    Fault("(found - wanted).square().sum(1).mean()", "(found - wanted).square().mean()"),
+    Fault("-5 * (1 -", "-4 * (1 -"),
+    Fault("share / RISE", "share"),
+    Fault("k.removeprefix(below): v", "k.removeprefix(below): v + 0.1"),
+    Fault("unet.network(changed)", "unet.network(shown)"),
+    Fault("image[: self.planes].clone()", "image.clone()"),
+    Fault("[self.seed, 3, number, position]", "[self.seed, 3, position]"),
+    Fault("number / self.steps", "1 - number / self.steps"),
+]
+OUTPUT_JUDGE = [
+    Fault("value.detach() for name", "value for name"),
+    Fault("said(self.judge(target.detach())", "said(self.judge(target)"),
+    Fault("said(fooled, source=True)", "said(fooled, source=False)"),
+    Fault(
+        "own = said(self.judge(source), source=True)",
+        "own = said(self.judge(source), source=False)",
+    ),
+    Fault('"discriminator": own / 2', '"discriminator": own'),
+    Fault("WEIGHT * said", "said"),
+]
+CROPS = [
+    Fault('"references": (), "part": "test"', '"part": "test"'),
+    Fault("number * self.size, (number + 1) * self.size", "number, number + self.size"),
+    Fault('"seed": config.seed + APART', '"seed": APART'),
+]
+FEW_SHOT = [
+    Fault("[:shots]", ""),
+    Fault("target.with_cases(chosen)", "target"),
+    Fault("whole = adapted(load_run(base), run)", "whole = load_run(base)"),
+]
+DEFINITION = [
+    Fault("if c.site in wanted", "if c.site is not None"),
+    Fault("for other in names if other != name}", "for other in names}"),
+    Fault("[other for other in names if other != name]", "names"),
+    Fault(
+        "found.both_directions:\n        for name", "not found.both_directions:\n        for name"
+    ),
+    Fault('target, {"source": source}', 'source, {"source": target}'),
+    Fault("(3 if sites.leave_one_out else 2)", "2"),
+]
+ADVERSARIAL = [
+    Fault("judge(made.detach())", "judge(made)"),
+    Fault("judge(pair.detach(), t)", "judge(pair, t)"),
+    Fault("value.detach() for name, value", "value for name, value"),
+    Fault("fooled(judged_by_frozen(judge, made))", "fooled(judge(made))"),
+    Fault("functional.softplus(-made).mean()", "-functional.softplus(made).mean()"),
+    Fault("functional.softplus(-real).mean() +", "functional.softplus(real).mean() +"),
+    Fault("(2 * logits.numel())", "logits.numel()"),
+    Fault("slope.square().sum()", "slope.abs().sum()"),
+    Fault("create_graph=True", "create_graph=False"),
+    Fault("step % self.config.r1_every == 0", "True"),
+    Fault("if self.penalised and self.config.r1 > 0", "if self.penalised"),
+    Fault("(batch.t * self.config.steps).ceil()", "(batch.t * self.config.steps).floor()"),
+    Fault("s = (t - 1 / self.config.steps)", "s = (t - 0.5 / self.config.steps)"),
+    Fault("noise=noise, eta=1.0)", "noise=noise, eta=0.5)"),
+    Fault("cycled = self.translators[d](made[OTHER[d]])", "cycled = self.translators[d](made[d])"),
+    Fault("made[OTHER[d]], t, batch.noise", "made[d], t, batch.noise"),
+    Fault("self.config.cycle * absolute_error", "absolute_error"),
+    Fault("absolute_error(clean, real)", "absolute_error(clean, x_t)"),
+    Fault("parts[name] + value if name in parts else value", "value"),
+    Fault("noise[:, 2 * widest :]", "noise[:, widest : widest + self.config.latent_planes]"),
+    Fault("noise[:, widest : widest + planes]", "noise[:, :planes]"),
+    Fault("self.made, self.codec = domain, self.codecs[domain]", "self.codec = self.codecs['b']"),
+    Fault("self.generators[self.made](x, context.image,", "self.generators[self.made](x, 0 * x,"),
+    Fault("float(t), clean, x, index + 1", "float(t), x, clean, index + 1"),
+    Fault("if sampling != plain:", "if sampling.steps != plain.steps:"),
+]
+UNPAIRED = [
+    Fault("config.seed + OTHER_SEED", "config.seed"),
+    Fault('ours | {"label": theirs["image"]}', "ours"),
+    Fault("self.others[number]", "self.others[number // 2]"),
+    Fault("bad = ours.pop(BAD, {}) | theirs.pop(BAD, {})", "bad = ours.pop(BAD, {})"),
+    Fault("_images(backward(config), others, skipped)", "_images(config, others, skipped)"),
+    Fault("replace(found, target_range=other.target_range)", "found"),
+    Fault("clip=found.target_range", "clip=other.target_range"),
+    Fault('update={"references": ()}', "update={}"),
+    Fault("if len(cases.channels) != 1:", "if not cases.channels:"),
+    Fault('if not cases.part("train"):', "if not cases.cases:"),
+    Fault("plan.spatial_dims == 3 and other.raster", "False"),
+]
+DIRECTIONS = [
+    Fault("ends = (plan.normalisation or ())[0].clip", "ends = plan.target_range"),
+    Fault("clip=plan.target_range", "clip=(plan.normalisation or ())[0].clip"),
+    Fault("(there,) * task.target_planes", "(there,) * task.image_planes"),
+    Fault('"target_planes": task.image_planes', '"target_planes": task.target_planes'),
+    Fault("None if task.modality == modality else task.modality", "None"),
+    Fault('"modality": modality', '"modality": task.modality'),
+    Fault("task.target_channel is None or", ""),
+    Fault('else f"target {target}"', "else target"),
+]
 
 # What samplers are proved by, quick tests first.
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
@@ -933,6 +1035,9 @@ PLAN = [
     ("diffusion/guidance.py", "diffusion/test_guidance.py", GUIDANCE),
     ("diffusion/discrete.py", "diffusion/test_discrete.py", DISCRETE),
     ("diffusion/likelihood.py", "diffusion/test_likelihood.py", LIKELIHOOD),
+    ("model/adversarial.py", "test_adversarial.py", ADVERSARIAL),
+    ("data/unpaired.py", "test_unpaired.py", UNPAIRED),
+    ("config/directions.py", "test_unpaired.py", DIRECTIONS),
     ("networks/lora.py", "test_lora.py", LORA),
     ("data/restoration.py", "data/test_restoration_sources.py", RESTORATION),
     ("networks/cascade.py", "test_cascade.py", CASCADE_PARTS),
@@ -957,6 +1062,12 @@ PLAN = [
     ("risk.py", "test_risk.py", RISK),
     ("statistics.py", "test_statistics.py", STATISTICS),
     ("seeds.py", "test_seeds.py", SEEDS),
+    ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
+    ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
+    ("adaptation/rows/adversarial_output.py", "adaptation/test_companions.py", OUTPUT_JUDGE),
+    ("adaptation/scans.py", "adaptation/test_companions.py", CROPS),
+    ("adaptation/few_shot.py", "adaptation/test_source_diffusion.py", FEW_SHOT),
+    ("adaptation/definition.py", "adaptation/test_definition.py", DEFINITION),
 ]
 
 

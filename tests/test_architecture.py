@@ -13,16 +13,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "translators", "cascades",
-    "recipes_wider", "recipes", "config", "io",
-    "pacs", "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
+    "errors", "files", "memory", "translators", "cascades", "translators_unpaired",
+    "recipes_wider", "recipes", "config", "io", "pacs",
+    "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
     "answer", "sanity", "scan", "loading", "inference", "restoring", "translation", "guided",
     "manifest", "cases", "one_case", "engines", "batch", "pairing", "metrics", "image_scores",
     "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
-    "likelihood", "reflow", "training_log", "resume", "processes", "validation", "training",
+    "likelihood", "reflow", "training_log", "companion", "resume", "processes", "validation",
+    "training",
     "adaptation", "describe", "progress", "demo", "cli_adapt", "cli_cases", "cli_measure",
     "cli_options", "cli_pacs", "cli_translate", "cli",
 )  # fmt: skip

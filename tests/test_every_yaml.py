@@ -19,8 +19,8 @@ from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Some go on from another run: tests/test_reflow.py, tests/test_lora.py. Images:
-# tests/test_translation.py, tests/test_restoration.py.
-APART = ("*_reflow", "*_lora", "flair_*", "super_resolution_*", "inpainting_*")
+# tests/test_translation.py, tests/test_unpaired_training.py, tests/test_restoration.py.
+APART = ("*_reflow", "*_lora", "flair_*", "*_syndiff", "super_resolution_*", "inpainting_*")
 NAMES = [
     path.stem
     for path in sorted(CONFIGS.glob("*.yaml"))

@@ -18,6 +18,7 @@ from nbclient import NotebookClient
         ("03_many_plausible_masks", 4),
         ("04_hospital_scan", 1),
         ("05_translation", 2),
+        ("06_domain_shift", 2),
     ],
 )
 def test_notebook_runs(repository: Path, tmp_path: Path, name: str, count: int) -> None:

@@ -41,11 +41,11 @@ dims_of = pytest.mark.parametrize("dims", [2, 3])
 def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, Any]:
     """Configuration of a recipe at test width."""
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
-    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", *PLAIN):
+    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", "feature_translation", *PLAIN):
         small.pop("conditioner_features", None)
     if recipe == "dit":
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
-    if recipe == "lsegdiff":
+    if recipe in ("lsegdiff", "feature_translation"):
         small["latent"] = {"features": [8, 16], "steps": 1}
     if recipe == "refine":
         small["coarse"] = {"features": [8, 16]}

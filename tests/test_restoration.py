@@ -128,6 +128,18 @@ def test_what_does_not_fit_is_refused(cases: Path, recipe: str, change: dict[str
         tiny(recipe, cases, dims, **change)
 
 
+def test_a_list_of_images_alone_will_do(cases: Path):
+    listed = json.loads(cases.read_text())
+    listed.pop("labels")
+    for case in listed["cases"]:
+        case.pop("references")
+    alone = cases.with_name("alone.json")
+    alone.write_text(json.dumps(listed))
+    ours, theirs = (prepare(tiny("inpainting", each))[0] for each in (alone, cases))
+    assert ours.known_task == theirs.known_task
+    assert ours.plan == theirs.plan
+
+
 def test_several_channels_are_refused(cases: Path):
     listed = json.loads(cases.read_text())
     listed["channels"].append("T2")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from medseg_diff import cli
 from medseg_diff import robustness as module
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.data.frozen_shifts import FrozenShifts
@@ -103,3 +105,36 @@ def test_wrong_use_is_refused(found, tmp_path: Path):
         measure(folder / "data", tmp_path, names=["slice_thicknes"])
     with pytest.raises(InputError, match="no validation case"):
         measure(folder / "data", tmp_path, part="validation", limit=0)
+
+
+def test_evaluate_with_shifts_does_what_robustness_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The same run, whichever command asks for it."""
+    calls = []
+    monkeypatch.setattr(cli, "robustness", lambda *given, **more: calls.append((given, more)))
+    assert call(monkeypatch, "evaluate", "--shifts", "--model", "RUN", "--out", "o") == 0
+    asked = ("evaluate", "--shifts", "--model", "A", "--model", "B", "--out", "o", "--ref", "c")
+    assert call(monkeypatch, *asked) == 0
+    assert calls == [
+        ((["RUN"], Path("o")), {"data": None}),
+        ((["A", "B"], Path("o")), {"data": Path("c")}),
+    ]
+    for words in (
+        ("--shifts",),
+        ("--model", "RUN"),
+        ("--shifts", "--model", "RUN", "--pred", "p"),
+        ("--pred", "p", "--ref", "r", "--model", "RUN"),
+        ("--pred", "p"),
+        (),
+    ):
+        assert call(monkeypatch, "evaluate", "--out", tmp_path, *words) == 2
+    assert len(calls) == 2
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Exit code of ``medseg-diff words...``."""
+    monkeypatch.setattr(sys, "argv", ["medseg-diff", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)

@@ -17,95 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
-from pydantic import Field, ValidationError
 
 from medseg_diff import __version__
 from medseg_diff.adaptation import rows as methods
+from medseg_diff.adaptation.definition import Domain, Experiment, listed_cases
 from medseg_diff.adaptation.work import Adapted, Work
 from medseg_diff.batch import Case, predict_many
-from medseg_diff.config import Config, Section, load_config
-from medseg_diff.data.caselist import CaseList, Part, load_caselist
+from medseg_diff.config import Config, load_config
+from medseg_diff.data.caselist import CaseList, Part
 from medseg_diff.data.derived import derive, shifted
 from medseg_diff.data.frozen_shifts import load_shifts
 from medseg_diff.data.prepare import prepare
-from medseg_diff.data.sample import sample_caselist
 from medseg_diff.errors import UsageError
 from medseg_diff.evaluation import score_part
 from medseg_diff.files import atomic_text
-from medseg_diff.inference import load
+from medseg_diff.inference import checked, load
 
 Report = Callable[[str], None]
-
-
-class Domain(Section):
-    """Where scans come from: a case list, as it is or through a frozen shift."""
-
-    cases: str = Field(description="case list (JSON), from the experiment's folder; or 'sample'")
-    root: str | None = None
-    shift: str | None = Field(None, description="name in data/shifts.yaml")
-    level: str | None = Field(None, description="named strength of the shift")
-
-
-class Experiment(Section):
-    """What is compared with what."""
-
-    name: str
-    config: str = Field(
-        description="YAML of the model and its budget, from the experiment's folder"
-    )
-    set: tuple[str, ...] = Field((), description="key.sub=value on top of it, as for train --set")
-    source: Domain
-    targets: dict[str, Domain] = Field(min_length=1)
-    rows: tuple[str, ...] = Field(("source_only", "oracle"), min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    part: Part = Field("test", description="what is scored; nothing is chosen on it")
-    train_cases: int | None = Field(None, ge=1, description="the first N of each domain's")
-    scored_cases: int | None = Field(None, ge=1, description="the first N of each domain's")
-
-
-def load_experiment(path: str | Path) -> Experiment:
-    """Read an experiment; paths in it become absolute.
-
-    Raises:
-        UsageError: on a missing file, broken YAML, unknown keys, rows, shifts or levels.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError("no such experiment", file=path, remedy="check the path")
-    try:
-        found = Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UsageError(f"not valid YAML: {str(error).splitlines()[0]}", file=path) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or None
-        raise UsageError(first["msg"], file=path, field=field) from None
-    for name in found.rows:
-        methods.method(name)
-    frozen = load_shifts()
-    for domain in (found.source, *found.targets.values()):
-        if (domain.shift is None) != (domain.level is None):
-            raise UsageError(
-                "a shift needs its level, and a level its shift", file=path, field="shift"
-            )
-        if domain.shift is not None:
-            frozen.get(domain.shift, str(domain.level))
-    here = path.resolve().parent
-
-    def absolute(domain: Domain) -> Domain:
-        if domain.cases == "sample":
-            return domain
-        root = None if domain.root is None else str(here / domain.root)
-        return domain.model_copy(update={"cases": str(here / domain.cases), "root": root})
-
-    return found.model_copy(
-        update={
-            "config": str(here / found.config),
-            "source": absolute(found.source),
-            "targets": {name: absolute(one) for name, one in found.targets.items()},
-        }
-    )
 
 
 def run_experiment(
@@ -148,10 +76,7 @@ def scores_folder(out: Path, target: str, seed: int, row: str, domain: str) -> P
 
 def domain_cases(experiment: Experiment, domain: Domain, folder: Path) -> CaseList:
     """A domain's training, validation and scored cases; shifted scans are made in ``folder``."""
-    if domain.cases == "sample":
-        cases = sample_caselist()
-    else:
-        cases = load_caselist(domain.cases, domain.root)
+    cases = listed_cases(domain)
     scored = [c for c in cases.part(experiment.part) if c.references][: experiment.scored_cases]
     train = cases.part("train")[: experiment.train_cases]
     validation = cases.part("validation")
@@ -159,6 +84,7 @@ def domain_cases(experiment: Experiment, domain: Domain, folder: Path) -> CaseLi
         raise UsageError(
             "a domain needs train cases and cases to score",
             file=domain.cases,
+            field=None if domain.sites is None else f"site {', '.join(domain.sites)}",
             found=f"{len(train)} and {len(scored)}",
             expected=f"some of part train and of part {experiment.part}",
         )
@@ -241,6 +167,7 @@ def _score(adapted: Adapted, cases: CaseList, part: Part, folder: Path) -> _Scor
     predictor = load(adapted.run, "cpu")
     predictor.around = adapted.around
     wanted = [Case(c.case, listed.channel_paths(c)) for c in listed.cases]
+    predictor.defaults = checked(predictor.defaults, adapted.settings)
     predict_many(predictor, wanted, folder / "predictions", go_on=True, maps=False)
     per_case = score_part(folder / "predictions", listed, part=part)
     records = [

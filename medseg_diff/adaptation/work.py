@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ Array = NDArray[np.float32]
 Restyle = Callable[[MetaTensor, Case], Array]
 DONE = "done.json"
 SOURCE_ONLY = "source_only"
+ALONE = Options()
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Adapted:
         passes: Passes through the network for each that prediction makes by itself.
         baseline: Row that the gap is counted from: the same network without adaptation.
         style: What ``restyle`` depends on, as JSON knows it.
+        settings: Of prediction, in the place of the run's own.
     """
 
     run: Path
@@ -57,6 +59,7 @@ class Adapted:
     passes: int = 1
     baseline: str = SOURCE_ONLY
     style: object = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,12 +102,19 @@ class Work:
         self.target_used = self.labels_used = True
         return self.target
 
-    def train(self, name: str, cases: CaseList, **changes: dict[str, Any]) -> Path:
+    def train(
+        self,
+        name: str,
+        cases: CaseList,
+        options: Options = ALONE,
+        **changes: dict[str, Any],
+    ) -> Path:
         """Train on the row's budget, or take up what an earlier call did.
 
         Args:
             name: Of the run's folder; trainings of one name must be the same.
             cases: Its ``train`` and ``validation`` parts are used.
+            options: A companion or a run to start from.
             changes: Sections of the configuration, e.g. ``model={"norm": "batch"}``.
 
         Raises:
@@ -132,7 +142,7 @@ class Work:
             resume = (run / CHECKPOINTS).is_dir() and any((run / CHECKPOINTS).iterdir())
             if not resume:
                 shutil.rmtree(run, ignore_errors=True)
-            fit(config, run, Options(resume=resume))
+            fit(config, run, replace(options, resume=resume))
             # The log knows the steps before a stop, too.
             known = {"key": key, "seconds": float(pd.read_csv(run / "log.csv")["seconds"].sum())}
             atomic_text(done, json.dumps(known, indent=1) + "\n")

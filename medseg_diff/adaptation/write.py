@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +25,29 @@ LEGEND = (
 )
 
 
-def write_table(name: str, files: Sequence[Path], out: Path, picture: bytes | None = None) -> Table:
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the report: heading, caption, PNG and what it shows, in words."""
+
+    heading: str
+    caption: str
+    png: bytes
+    alt: str
+
+
+def write_table(
+    name: str,
+    files: Sequence[Path],
+    out: Path,
+    pictures: Callable[[Table], Sequence[Picture]] | None = None,
+) -> Table:
     """Write ``table.csv``, ``.md``, ``.tex`` and ``report.html`` of one target.
 
     Args:
         name: Heading.
         files: The rows' CSVs.
         out: Folder.
-        picture: From :func:`medseg_diff.adaptation.pictures.target_picture`.
+        pictures: Of a table; see :mod:`medseg_diff.adaptation.pictures`.
 
     Raises:
         InputError: if a row is missing.
@@ -42,7 +58,8 @@ def write_table(name: str, files: Sequence[Path], out: Path, picture: bytes | No
     lines = [f"# {name}", "", *(f"- {note}" for note in table.notes), ""]
     atomic_text(out / "table.md", "\n".join([*lines, *pipes(shown), "", LEGEND]) + "\n")
     atomic_text(out / "table.tex", _latex(shown))
-    atomic_text(out / "report.html", _page(name, table, shown, picture))
+    drawn = () if pictures is None else pictures(table)
+    atomic_text(out / "report.html", _page(name, table, shown, drawn))
     return table
 
 
@@ -103,7 +120,7 @@ def _latex(shown: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def _page(name: str, table: Table, shown: pd.DataFrame, picture: bytes | None) -> str:
+def _page(name: str, table: Table, shown: pd.DataFrame, drawn: Sequence[Picture]) -> str:
     tested = table.rows[table.rows["difference"].notna()]
     differences = [
         (
@@ -132,15 +149,6 @@ def _page(name: str, table: Table, shown: pd.DataFrame, picture: bytes | None) -
                 alt="Differences in target Dice to the model without adaptation",
             ),
         ]
-    if picture is not None:
-        body += [
-            "<h2>One case</h2>",
-            figure(
-                "",
-                "The first scored case, where its reference is largest. Dashed: reference; solid: "
-                "prediction. Each row's picture is what its model was shown.",
-                picture,
-                alt="One case in source and target, and every row's answer",
-            ),
-        ]
+    for one in drawn:
+        body += [f"<h2>{one.heading}</h2>", figure("", one.caption, one.png, alt=one.alt)]
     return page(f"Domain adaptation: {name}", body)

@@ -2,7 +2,7 @@
 
 from medseg_diff.config.adapters import LoraConfig
 from medseg_diff.config.base import Section
-from medseg_diff.config.model import LatentConfig, ModelConfig
+from medseg_diff.config.model import AdversarialConfig, LatentConfig, ModelConfig
 from medseg_diff.config.parse import load_config, merged, parse_config
 from medseg_diff.config.prediction import FuseName, PredictionConfig, SamplerName
 from medseg_diff.config.restoration import RestorationConfig
@@ -17,6 +17,7 @@ from medseg_diff.config.sections import (
 from medseg_diff.config.task import TaskConfig
 
 __all__ = [
+    "AdversarialConfig",
     "Config",
     "DataConfig",
     "FuseName",

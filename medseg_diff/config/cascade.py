@@ -11,6 +11,7 @@ from medseg_diff.config.base import Section
 
 if TYPE_CHECKING:
     from medseg_diff.config.model import ModelConfig
+    from medseg_diff.config.sections import Config
 
 
 class CoarseConfig(Section):
@@ -52,4 +53,28 @@ def noised_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         and (model.conditioner == "anchored" or model.output == "correction"),
         "coarse is an anchor that the network sees under noise alone: use another conditioner than "
         "anchored and another output than correction",
+    )
+
+
+def beside_noised_condition(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a noised condition, or a coarse mask, asks of losses and sampling."""
+    model = config.model
+    yield (
+        config.prediction.condition_noise > model.condition_noise,
+        f"prediction.condition_noise is beyond the levels that training knows: take at most "
+        f"model.condition_noise, {model.condition_noise:g}",
+    )
+    yield (
+        model.coarse is not None and config.objective.anchor == 0,
+        "objective.anchor trains the coarse segmenter: set it above 0",
+    )
+    yield (
+        model.condition_noise > 0 and model.coarse is None and config.plan.coordinates,
+        "model.condition_noise noises all that the network is shown of the image: leave out "
+        "plan.coordinates",
+    )
+    yield (
+        model.noises_condition and config.training.reflow_from is not None,
+        "training.reflow_from pairs one noise with one mask, and a noised condition has its own: "
+        "leave one out",
     )

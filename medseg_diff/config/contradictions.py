@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from medseg_diff.config.cascade import beside_noised_condition
 from medseg_diff.config.restoration import beside_restoration
 
 if TYPE_CHECKING:
@@ -40,10 +41,17 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "model.control_planes and training.lora each train their own part of a frozen base: leave "
         "one out",
     )
-    yield from _beside_noised_condition(config)
+    yield from beside_noised_condition(config)
     yield from beside_restoration(config)
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
+    yield (
+        (model.adversarial is None) != (config.data.target_cases is None),
+        "model.adversarial learns from two case lists without pairs: set data.target_cases and "
+        "recipe: syndiff, or neither",
+    )
+    if model.adversarial is not None:
+        yield from _beside_two_domains(config)
     if config.task is not None:
         yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
@@ -90,30 +98,6 @@ def _between_losses(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _beside_noised_condition(config: Config) -> Iterator[tuple[bool, str]]:
-    """What a noised condition, or a coarse mask, asks of losses and sampling."""
-    model = config.model
-    yield (
-        config.prediction.condition_noise > model.condition_noise,
-        f"prediction.condition_noise is beyond the levels that training knows: take at most "
-        f"model.condition_noise, {model.condition_noise:g}",
-    )
-    yield (
-        model.coarse is not None and config.objective.anchor == 0,
-        "objective.anchor trains the coarse segmenter: set it above 0",
-    )
-    yield (
-        model.condition_noise > 0 and model.coarse is None and config.plan.coordinates,
-        "model.condition_noise noises all that the network is shown of the image: leave out "
-        "plan.coordinates",
-    )
-    yield (
-        model.noises_condition and config.training.reflow_from is not None,
-        "training.reflow_from pairs one noise with one mask, and a noised condition has its own: "
-        "leave one out",
-    )
-
-
 def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
     model, objective, key = config.model, config.objective, "training.reflow_from"
     straight = model.path == "linear" and model.output in ("flow_velocity", "velocity")
@@ -131,6 +115,39 @@ def _beside_reflow(config: Config) -> Iterator[tuple[bool, str]]:
         any(weight > 0 for weight in (*annotated, objective.variational_bound)),
         f"{key} learns the teacher's masks, and these losses read the annotator's: set "
         "objective.squared_error alone",
+    )
+
+
+def _beside_two_domains(config: Config) -> Iterator[tuple[bool, str]]:
+    """What unpaired translation does not know."""
+    objective, wanted, adversarial = config.objective, config.prediction, config.model.adversarial
+    yield (
+        objective.squared_error > 0
+        or objective.min_snr_gamma is not None
+        or objective.recycling > 0
+        or objective.time_law != "uniform",
+        "model.adversarial is trained by objective.absolute_error and by what it holds itself: "
+        "leave out squared_error, min_snr_gamma, recycling and time_law",
+    )
+    yield (
+        adversarial is not None and wanted.steps != adversarial.steps,
+        "the generators know the times of model.adversarial.steps alone: set prediction.steps to "
+        "the same number",
+    )
+    yield (
+        wanted.sampler != "ancestral",
+        "model.adversarial walks by the process's own posterior: set prediction.sampler: ancestral",
+    )
+    fixed = {n.clip if n.kind == "range" else None for n in config.plan.normalisation or ()}
+    yield (
+        None in fixed or len(fixed) > 1,
+        "both directions are learned, so both domains need a range that can be inverted: leave out "
+        "plan.normalisation, or set it to one kind: range with clip for all planes",
+    )
+    yield (
+        config.plan.coordinates or config.training.lora is not None,
+        "model.adversarial has no coordinates and no adapters: leave out plan.coordinates and "
+        "training.lora",
     )
 
 
@@ -211,6 +228,11 @@ def _beside_a_latent_of_images(config: Config, task: TaskConfig) -> Iterator[tup
         model.conditioner != "none" or config.plan.coordinates or config.restoration is not None,
         "a latent of images sees the channels' latents and nothing else: set conditioner: none and "
         "leave out plan.coordinates and restoration",
+    )
+    yield (
+        latent.of != "mask",
+        "model.latent.of: features is of a segmenting network, and this case list has a target "
+        "image: leave it out",
     )
     yield (
         latent.end_to_end or model.learned_variance or model.self_conditioning,
@@ -325,4 +347,39 @@ def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         controlled and (model.self_conditioning or model.discrete_prior == "segmenter"),
         "control_planes are the last of the denoiser's input: leave out self_conditioning and "
         "discrete_prior",
+    )
+
+
+def adversarial_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside unpaired translation, each with the sentence for the user."""
+    adversarial = model.adversarial is not None
+    yield (
+        adversarial
+        and (model.kind != "diffusion" or model.denoiser != "unet" or model.conditioner != "none"),
+        "adversarial has generators of its own: set kind: diffusion, denoiser: unet and "
+        "conditioner: none",
+    )
+    yield (
+        adversarial and (model.path != "variance_preserving" or model.output != "clean"),
+        "adversarial judges steps of the variance preserving path made from a clean image: set "
+        "path: variance_preserving and output: clean",
+    )
+    yield (
+        adversarial and (model.betas is not None or model.input_scale != 1),
+        "adversarial walks large steps of model.schedule: leave out betas and input_scale",
+    )
+    others = (
+        model.learned_variance,
+        model.self_conditioning,
+        model.condition_dropout > 0,
+        model.latent is not None,
+        model.joint,
+        model.control_planes > 0,
+        not model.concat_image,
+    )
+    yield (
+        adversarial and any(others),
+        "adversarial shows its generators a noisy image and a source alone: leave out "
+        "learned_variance, self_conditioning, condition_dropout, latent, joint and control_planes, "
+        "and set concat_image: true",
     )

@@ -9,12 +9,32 @@ from pydantic import Field, model_validator
 
 from medseg_diff.config.base import Section
 from medseg_diff.config.cascade import CoarseConfig, noised_apart
-from medseg_diff.config.contradictions import control_apart, discrete_apart, joint_apart
+from medseg_diff.config.contradictions import (
+    adversarial_apart,
+    control_apart,
+    discrete_apart,
+    joint_apart,
+)
 
 
 class LatentConfig(Section):
-    """Autoencoder of masks, or of a translation's images, for a model that diffuses its latent."""
+    """What a latent is of, for a model that diffuses it; of a translation, of all its images."""
 
+    of: Literal["mask", "features"] = Field(
+        "mask",
+        description="mask: an autoencoder of masks; features: the deep features of a segmenting "
+        "network, image in and mask out, with no skip past them (latent feature translation)",
+    )
+    condition: Literal["image", "edges", "features"] = Field(
+        "image",
+        description="of features: what of a scan its conditioner sees: itself, the size of its "
+        "gradient, or the frozen network's own features of it",
+    )
+    change: Literal["none", "strong"] = Field(
+        "strong",
+        description="of features: random change of appearance of the image that conditions, in "
+        "training; the features to be drawn are the unchanged image's",
+    )
     regulariser: Literal["kl", "vq"] = "kl"
     channels: int = Field(4, ge=1, description="channels of the latent")
     features: tuple[int, ...] = Field(
@@ -27,6 +47,21 @@ class LatentConfig(Section):
         1.0, ge=0, description="power of 1 / frequency by which rare classes count in cross-entropy"
     )
     end_to_end: bool = Field(False, description="train both parts together (LDSeg-like)")
+
+
+class AdversarialConfig(Section):
+    """Unpaired translation by a few large reverse steps, each judged by a discriminator."""
+
+    steps: int = Field(4, ge=1, description="steps of the process; prediction takes as many")
+    latent_planes: int = Field(
+        1, ge=0, description="planes of noise among a generator's inputs: its latent z"
+    )
+    discriminator_features: tuple[int, ...] = Field(
+        (32, 64, 128), min_length=1, description="widths; each level halves the size"
+    )
+    cycle: float = Field(0.5, ge=0, description="weight of the cycle's absolute error")
+    r1: float = Field(1.0, ge=0, description="weight of the gradient penalty R1, gamma")
+    r1_every: int = Field(10, ge=1, description="training steps between two that have the penalty")
 
 
 class ModelConfig(Section):
@@ -92,6 +127,9 @@ class ModelConfig(Section):
         None, description="segment a coarser image first; its mask is the denoiser's condition"
     )
     latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask, or image")
+    adversarial: AdversarialConfig | None = Field(
+        None, description="translate between data.cases and data.target_cases, without pairs"
+    )
     latent_size: int = Field(6, ge=1, description="probabilistic_unet: numbers of its latent")
     control_planes: int = Field(
         0,
@@ -124,6 +162,7 @@ class ModelConfig(Section):
             *joint_apart(self),
             *control_apart(self),
             *noised_apart(self),
+            *adversarial_apart(self),
         ):
             if broken:
                 raise ValueError(message)

@@ -58,6 +58,11 @@ class PredictionConfig(Section):
     )
     grid: Literal["uniform", "quadratic", "karras", "log_snr"] = "uniform"
     t_max: float = Field(1.0, gt=0, le=1, description="noisiest time of the grid")
+    start: Literal["noise", "image"] = Field(
+        "noise",
+        description="image: a latent of features starts from the scan's own features, noised to "
+        "t_max, and not from noise alone",
+    )
     guidance: float = Field(
         1.0, ge=0, description="classifier-free guidance; 1 is none, others need condition_dropout"
     )

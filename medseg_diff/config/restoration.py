@@ -51,6 +51,10 @@ def beside_restoration(config: Config) -> Iterator[tuple[bool, str]]:
         "range",
     )
     yield (
+        model.adversarial is not None,
+        "a restoration learns from one list, and model.adversarial from two: leave one out",
+    )
+    yield (
         plan.centre_crop is not None,
         "a restoration is of the whole scan: leave out plan.centre_crop",
     )

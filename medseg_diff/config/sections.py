@@ -40,6 +40,12 @@ class DataConfig(Section):
 
     cases: str = Field("sample", description="case list (JSON), or 'sample': the embedded one")
     root: str | None = Field(None, description="folder the list's paths start from")
+    target_cases: str | None = Field(
+        None,
+        description="case list of the domain to translate into, where there are no pairs; an image "
+        "of each list is drawn for every sample",
+    )
+    target_root: str | None = Field(None, description="folder that target_cases' paths start from")
     fold: int | None = Field(None, ge=0)
     folds: int = Field(5, ge=2)
     foreground_crops: float = Field(0.5, ge=0, le=1, description="share of crops on a structure")
@@ -137,6 +143,9 @@ class TrainingConfig(Section):
     steps: int = Field(1000, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Adam's averages of the gradient and of its square"
+    )
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
     clip_norm: float = Field(1.0, gt=0)

@@ -21,6 +21,11 @@ class TaskConfig(Section):
         None, description="name of the image that is made; a task without one makes masks"
     )
     target_modality: Literal["MR", "CT", "RGB", "other"] | None = None
+    target_channel: str | None = Field(
+        None,
+        description="of a target without pairs, its channel in the case list of its own, which the "
+        "backward direction reads",
+    )
     target_planes: int = Field(1, ge=1, description="planes of the target's file: 1, or 3 for RGB")
     input_channels: tuple[int, ...] | None = Field(
         None, description="planes of each channel's file: 1, or 3 for RGB"

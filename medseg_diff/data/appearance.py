@@ -156,6 +156,14 @@ def one_coarse_axis(image: Tensor, random: np.random.RandomState) -> Tensor:
     return coarse_axis(image, axis, float(random.uniform(1, 4)))
 
 
+def strongly_changed(image: Tensor, random: np.random.RandomState) -> Tensor:
+    """An image (C, *S) of the same anatomy and mostly another look, same shape."""
+    for change, often in ((random_convolutions, 0.8), (gain_field, 0.3), (one_coarse_axis, 0.3)):
+        if random.uniform() < often:
+            image = change(image, random)
+    return image
+
+
 class SyntheticContrastd(RandomizableTransform, MapTransform):
     """`synthetic_contrast` in the place of every ``image``."""
 

@@ -294,7 +294,7 @@ def verify_hashes(caselist: CaseList, *, file: str | Path | None = None) -> None
 
 def _check_labels(caselist: CaseList) -> None:
     values = sorted(caselist.labels.values())
-    if not values and caselist.target is not None and caselist.regions is None:
+    if not values and caselist.regions is None:
         return
     if caselist.regions is None and values != list(range(len(values))):
         raise InputError(
@@ -329,7 +329,7 @@ def _check_cases(caselist: CaseList) -> None:
     if no_image:
         raise InputError("cases without an image", field="channels", found=", ".join(no_image))
     no_mask = [c.case for c in caselist.cases if c.part != "test" and not c.references]
-    if no_mask and caselist.target is None:
+    if no_mask and caselist.target is None and caselist.labels:
         raise InputError(
             "training or validation cases without a reference mask", field="references",
             found=", ".join(no_mask), remedy="add their masks, or move them to part test",

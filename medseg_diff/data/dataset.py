@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset, get_track_meta, set_track_meta
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -42,10 +42,11 @@ def cached_cases(
     task: TaskConfig,
     plan: PlanConfig,
     skipped: Skipped | None = None,
+    then: Transform | None = None,
 ) -> CacheDataset:
     """Preprocessed cases, in memory as far as half of what is free allows.
 
-    One that cannot be used stands as ``{"case": ..., "bad": line}``.
+    One that cannot be used stands as ``{"case": ..., "bad": line}``; ``then`` changes the others.
 
     Raises:
         InputError: if a case that was read now cannot be used and ``skipped`` does not allow it.
@@ -60,7 +61,7 @@ def cached_cases(
         for case in part
     ]
     skipped = skipped or Skipped()
-    preprocess = Compose([Attempt(task, plan)])
+    preprocess = Compose([Attempt(task, plan, then)])
     if not items:
         raise InputError("no case to work on", field="cases", remedy="check the list's parts")
     first: dict[str, Any] = {}

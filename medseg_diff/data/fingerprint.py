@@ -35,6 +35,9 @@ LEAST_DEPTH = 8
 MAPS_PER_LEVEL = 22
 # The same without gradients, while a mask is drawn.
 DRAWING_MAPS_PER_LEVEL = 8
+# Passes through U-Nets that a step of unpaired translation holds: two translators there and back,
+# two generators.
+ADVERSARIAL_PASSES = 6
 LARGEST_BATCH = 16
 # Wider than the usual 0.5 and 99.5: what is bright and rare in a target may be the lesion.
 TARGET_PERCENTILES = (0.05, 99.95)
@@ -52,8 +55,9 @@ class Fingerprint:
             intensities inside the labelled structures (of a translation, everywhere), (C, 4).
         raster: True where the images are 2-D files.
         target_planes: Planes of a translation's target.
-        target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; None
-            for a task of masks, and where each scan is restored to its own values.
+        target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; of
+            images alone theirs; None for a task of masks, and where each scan is restored to its
+            own values.
     """
 
     shapes: NDArray[np.int64]
@@ -145,6 +149,8 @@ def fingerprint(
         values = np.asarray(item["image"])
         if "target" in item and item["target"] is not None:
             ends.append(np.percentile(np.asarray(item["target"]), TARGET_PERCENTILES))
+        elif not task.labels and not task.restores:
+            ends.append(np.percentile(values, TARGET_PERCENTILES))
         labelled = np.asarray(item["label"][0]) > 0 if "label" in item else np.zeros(1, bool)
         sample = values[:, labelled] if labelled.any() else values.reshape(len(values), -1)
         inside.append(sample[:, :: max(1, sample.shape[1] // 10_000)])
@@ -170,7 +176,7 @@ def _range_of(ends: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
     if high <= low:
         raise InputError(
-            "the target images hold one value throughout", field="target", found=low,
+            "the images hold one value throughout", field="target", found=low,
             expected="images with contrast",
         )  # fmt: skip
     return low, high
@@ -260,6 +266,8 @@ def step_bytes(
 ) -> float:
     """Estimated memory of one sample's training step, or with other maps of drawing a mask."""
     widths = [model.features]
+    if model.adversarial is not None and maps_per_level == MAPS_PER_LEVEL:
+        widths *= ADVERSARIAL_PASSES
     if model.kind == "diffusion" and model.conditioner != "none":
         widths.append(model.conditioner_features or model.features)
     voxels, blocks = float(np.prod(patch)), 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from medseg_diff.data.caselist import CaseList, Part
@@ -38,25 +37,22 @@ from medseg_diff.data.nnunet import (
 )
 from medseg_diff.data.rewrite import (
     Writer,
-    any_instance,
     binary,
     brats_new,
     brats_old,
     checked_copy,
     copy_file,
-    grey_to_rgb,
     one_reader,
     one_volume,
     relabel,
 )
 from medseg_diff.errors import InputError
-from medseg_diff.io import case_stem, read_image
+from medseg_diff.io import case_stem
 
 HIPPOCAMPUS = About("MSD Task04 Hippocampus", "CC-BY-SA 4.0", "MR")
 HIPPOCAMPUS_LABELS = Labels({"background": 0, "anterior": 1, "posterior": 2})
 LIDC = About("LIDC-IDRI nodules, four readers", "CC BY 3.0", "CT")
 CHASE = About("CHASE_DB1 retinal vessels, two readers", "CC BY 4.0", "RGB")
-DSB2018 = About("Data Science Bowl 2018 nuclei (BBBC038)", "CC0", "other")
 BRATS = About("BraTS gliomas", "see the challenge's terms", "MR")
 BRATS_LABELS = Labels(
     {"background": 0, "necrosis": 1, "edema": 2, "enhancing": 3},
@@ -67,7 +63,7 @@ _BRATS_OLD = {"t1": "T1", "t1ce": "T1Gd", "t2": "T2", "flair": "FLAIR", "seg": "
 _BRATS_NEW = {"t1n": "T1", "t1c": "T1Gd", "t2w": "T2", "t2f": "FLAIR", "seg": "seg"}
 SPLIT = Split()
 SPLIT_WITH_TEST = Split(test=0.1)
-_PARTS: tuple[tuple[str, Part], ...] = (("Tr", "train"), ("Ts", "test"))
+PARTS: tuple[tuple[str, Part], ...] = (("Tr", "train"), ("Ts", "test"))
 
 
 def from_nnunet_raw(
@@ -100,7 +96,7 @@ def from_nnunet_raw(
     names = list(channels or channel_names(description))
     labels = labels or label_meaning(description)
     drafts = []
-    for suffix, part in _PARTS:
+    for suffix, part in PARTS:
         if part == "test" and not (folder / "imagesTs").is_dir():
             continue
         images = numbered(folder / f"images{suffix}")
@@ -238,7 +234,7 @@ def from_folders(
             rows[case].get("patient", case),
             rows[case].get("part", "train"),  # type: ignore[arg-type]  # checked by the list
             {"image": Item(path, f"images/{path.name}")},
-            [_mask_item(found[case], case, write)],
+            [mask_item(found[case], case, write)],
             rows[case].get("site"),
         )
         for case, path in pictures.items()
@@ -276,7 +272,7 @@ def from_brats(
             for name in BRATS_CHANNELS
             if name in files
         }
-        masks = [_mask_item(files["seg"], home.name, relabel(rule, 4))]
+        masks = [mask_item(files["seg"], home.name, relabel(rule, 4))]
         drafts.append(Draft(home.name, patient, "train", items, masks))
     return assemble(drafts, about, BRATS_CHANNELS, BRATS_LABELS, root=out, split=split)
 
@@ -288,7 +284,7 @@ def from_lidc(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
     reader marked nothing there.
     """
     drafts = []
-    for suffix, part in _PARTS:
+    for suffix, part in PARTS:
         images = list_files(folder / f"images{suffix}")
         masks = list_files(folder / f"labels{suffix}")
         check_pairs(images, masks)
@@ -299,7 +295,7 @@ def from_lidc(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
                 part,
                 {"CT": Item(path, f"images/{path.name}")},
                 [
-                    _mask_item(masks[case], f"{case}_rater{r + 1}", relabel(one_reader(r), 2))
+                    mask_item(masks[case], f"{case}_rater{r + 1}", relabel(one_reader(r), 2))
                     for r in range(4)
                 ],
             )
@@ -318,7 +314,7 @@ def from_chase(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
     """
     flat = not (folder / "imagesTr").is_dir()
     drafts = []
-    for suffix, part in _PARTS:
+    for suffix, part in PARTS:
         images = list_files(folder if flat else folder / f"images{suffix}")
         masks = images if flat else list_files(folder / f"labels{suffix}")
         for stem, path in images.items():
@@ -330,7 +326,7 @@ def from_chase(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
                 masks.get(f"{stem}_2ndHO" if flat else f"{stem}_rater2"),
             ]
             references = [
-                _mask_item(mask, f"{stem}_rater{r}", relabel(binary(), 2))
+                mask_item(mask, f"{stem}_rater{r}", relabel(binary(), 2))
                 for r, mask in enumerate(raters, start=1)
                 if mask is not None
             ]
@@ -343,46 +339,7 @@ def from_chase(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
     return assemble(drafts, CHASE, ["RGB"], labels, root=out, split=split)
 
 
-def from_dsb2018(
-    folder: Path, out: Path, *, domains: Sequence[str] | None = None, split: Split = SPLIT
-) -> CaseList:
-    """Data Science Bowl 2018 nuclei: one folder per imaging domain, instance masks.
-
-    Every instance becomes label 1, and the domain the case's site. Where grey and colour
-    images meet, grey ones are written as colour, so that one model can read all.
-    """
-    names = domains or sorted(p.parent.name for p in folder.glob("*/imagesTr"))
-    drafts = []
-    for domain in names:
-        for suffix, part in _PARTS:
-            images = list_files(folder / domain / f"images{suffix}")
-            masks = list_files(folder / domain / f"labels{suffix}")
-            check_pairs(images, masks)
-            drafts += [
-                Draft(
-                    case,
-                    case,
-                    part,
-                    {"image": Item(path, f"images/{path.name}")},
-                    [_mask_item(masks[case], case, relabel(any_instance, 2))],
-                    domain,
-                )
-                for case, path in images.items()
-            ]
-    depths = {d.case: read_image(d.channels["image"].source).shape[0] for d in drafts}
-    if len(set(depths.values())) > 1:
-        drafts = [
-            replace(d, channels={"image": replace(d.channels["image"], write=grey_to_rgb)})
-            if depths[d.case] == 1
-            else d
-            for d in drafts
-        ]
-    about = replace(DSB2018, modality="RGB" if 3 in depths.values() else "other")
-    labels = Labels({"background": 0, "nucleus": 1})
-    return assemble(drafts, about, ["image"], labels, root=out, split=split)
-
-
-def _mask_item(source: Path, stem: str, write: Writer) -> Item:
+def mask_item(source: Path, stem: str, write: Writer) -> Item:
     """A mask to be written: NIfTI stays NIfTI, any raster format becomes lossless PNG."""
     nifti = ".nii" in suffix_of(source)
     return Item(source, f"labels/{stem}{'.nii.gz' if nifti else '.png'}", write)

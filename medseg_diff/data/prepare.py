@@ -10,6 +10,7 @@ from medseg_diff.data.caselist import CaseList, load_caselist
 from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.data.splits import kfold
+from medseg_diff.data.unpaired import complete_unpaired
 from medseg_diff.data.unreadable import Skipped
 from medseg_diff.errors import InputError, UsageError
 
@@ -22,6 +23,15 @@ class DataFacts:
     licence: str
     train: int
     validation: int
+
+
+def open_targets(config: Config) -> CaseList | None:
+    """The list of images to translate into without pairs, where the configuration names one."""
+    data = config.data
+    if data.target_cases is None:
+        return None
+    there = data.model_copy(update={"cases": data.target_cases, "root": data.target_root})
+    return open_cases(config.model_copy(update={"data": there}))
 
 
 def open_cases(config: Config) -> CaseList:
@@ -67,7 +77,10 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         InputError: if there is no training case, or one cannot be read and ``skipped`` does not
             allow it.
     """
-    cases = open_cases(config)
+    cases, others = open_cases(config), open_targets(config)
+    if others is not None:
+        whole = complete_unpaired(config, cases, others, skipped or Skipped())
+        return _checked(whole), cases, _facts(cases, others)
     train = cases.part("train")
     if not train:
         raise InputError(
@@ -76,6 +89,12 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
     task = config.task or task_of(cases)
     if config.restoration is not None:
         task = restored(task)
+    if task.target is None and not task.labels:
+        raise InputError(
+            "the list has images alone", file=config.data.cases, field="labels",
+            remedy="give it labels and masks to segment, a target to translate, or translate "
+            "without pairs (data.target_cases)",
+        )  # fmt: skip
     plan = config.plan
     needed = ["spatial_dims", "spacing_mm", "patch_size", "normalisation"]
     needed += ["target_range"] if task.target is not None and not task.restores else []
@@ -88,10 +107,23 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         planes = {"input_channels": found.planes, "target_planes": found.target_planes}
         task = task.model_copy(update=planes)
         plan = complete_plan(plan, task, config.model, found)
-    facts = DataFacts(cases.name, cases.licence or "", len(train), len(cases.part("validation")))
     whole = config.model_copy(update={"task": task, "plan": plan})
-    # The YAML was checked without its task, which the case list brings.
+    return _checked(whole), cases, _facts(cases)
+
+
+def _checked(whole: Config) -> Config:
+    """Check again: the YAML was checked without its task, which the case list brings."""
     for broken, message in contradictions(whole):
         if broken:
-            raise UsageError(message, file=config.data.cases, field="target")
-    return whole, cases, facts
+            raise UsageError(message, file=whole.data.cases, field="target")
+    return whole
+
+
+def _facts(*lists: CaseList) -> DataFacts:
+    """Counts over all lists; names and licences one after the other."""
+    return DataFacts(
+        " and ".join(dict.fromkeys(cases.name for cases in lists)),
+        " and ".join(dict.fromkeys(cases.licence for cases in lists)),
+        sum(len(cases.part("train")) for cases in lists),
+        sum(len(cases.part("validation")) for cases in lists),
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import rgb2gray
 from skimage.io import imsave
 
 from medseg_diff.errors import InputError
@@ -23,6 +24,7 @@ from medseg_diff.io import (
     write_label,
     write_map,
 )
+from medseg_diff.io.raster import write_png
 
 Writer = Callable[[Path, Path], None]
 Rule = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -108,6 +110,19 @@ def grey_to_rgb(source: Path, target: Path) -> None:
     if grey.max() > 255:
         raise InputError("not an 8-bit image", file=source, found=f"{grey.max():g}")
     imsave(target, np.stack([grey.astype(np.uint8)] * 3, axis=-1), check_contrast=False)
+
+
+def rgb_to_grey(source: Path, target: Path) -> None:
+    """Write an 8-bit image as one grey channel: luminance of colour, a grey image as it is.
+
+    Weights of red, green and blue are skimage's ``rgb2gray``: 0.2125, 0.7154, 0.0721. Nothing is
+    inverted: stained nuclei stay dark on bright, fluorescent ones bright on dark.
+    """
+    planes = np.asarray(read_image(source))
+    if planes.max() > 255:
+        raise InputError("not an 8-bit image", file=source, found=f"{planes.max():g}")
+    grey = planes[0] if len(planes) == 1 else 255 * rgb2gray(planes / 255, channel_axis=0)
+    write_png(target, np.rint(grey).astype(np.uint8)[None])
 
 
 def one_reader(index: int) -> Rule:

@@ -251,7 +251,8 @@ def low_field(
 
     Signal-to-noise falls about with the field (Marques et al. 2019, JMRI, "Low-field MRI: an MR
     physics perspective"), which is paid for in voxel size. Voxels grow by ``strength`` of the
-    way from the image's own to ``voxel_mm``; noise is ``strength * sigma`` of the range.
+    way from the image's own to ``voxel_mm``, beyond it where ``strength`` is above 1; noise is
+    ``strength * sigma`` of the range.
     """
     result = image
     for axis, own in enumerate(spacing_mm):

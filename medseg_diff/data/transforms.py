@@ -344,14 +344,18 @@ class Preprocess(MapTransform):
             placed = np.asarray(self.place_image(data["target"]), dtype=np.float32)
             result["target"] = to_range(placed, self.plan.target_range).clip(-1, 1)
         if self.task.target is not None and result.get("target") is not None:
-            first = result["target"][0]
-            bright = np.argwhere(first > first.mean())
-            result["foreground"] = [_some(bright)] if len(bright) else []
+            result["foreground"] = bright_voxels(result["target"])
         if "label" in data:
             label = np.asarray(self.place_label(data["label"]), dtype=np.int16)
             result["label"] = label
             result["foreground"] = foreground_voxels(label, self.task)
         return result
+
+
+def bright_voxels(image: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """Up to 2000 voxels of an image (C, *S) brighter than its mean, as one (N, 3) array."""
+    bright = np.argwhere(image[0] > image[0].mean())
+    return [_some(bright)] if len(bright) else []
 
 
 def foreground_voxels(label: NDArray[np.int16], task: TaskConfig) -> list[NDArray[np.int64]]:

@@ -26,13 +26,14 @@ class Attempt(Transform):
     processes.
     """
 
-    def __init__(self, task: TaskConfig, plan: PlanConfig) -> None:
-        self.load, self.preprocess = LoadCase(task), Preprocess(task, plan)
+    def __init__(self, task: TaskConfig, plan: PlanConfig, then: Transform | None = None) -> None:
+        self.load, self.preprocess, self.then = LoadCase(task), Preprocess(task, plan), then
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Keys of a preprocessed case, or ``case`` and ``bad``."""
         try:
-            return dict(self.preprocess(self.load(data)))
+            found = dict(self.preprocess(self.load(data)))
+            return found if self.then is None else dict(self.then(found))
         except InputError as error:
             return {"case": data["case"], BAD: str(error)}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from medseg_diff.config.directions import Direction
 from medseg_diff.errors import UsageError
 from medseg_diff.inference import Predictor, load
 from medseg_diff.one_case import Claim, Outcome, predict_one
@@ -66,6 +67,7 @@ class ModelSource:
         guide: Run folder of a U-Net that the draws lean towards.
         guide_scale: How strongly.
         translates: Whether the models make images.
+        direction: Of images without pairs: ``"backward"`` swaps source and target.
         adapter: File or run folder of an adapter that was trained on the model.
     """
 
@@ -75,11 +77,12 @@ class ModelSource:
     guide_scale: float = 1.0
     translates: bool = False
     adapter: str | None = None
+    direction: Direction = "forward"
 
     def load(self, device: str | None = None) -> Predictor:
         """The predictor, on the source's device or another."""
         if self.translates:
-            return load_translator(self.models, device or self.device)
+            return load_translator(self.models, device or self.device, self.direction)
         predictor = load(self.models, device or self.device, self.adapter)
         if self.guide is None:
             return predictor

@@ -33,11 +33,17 @@ class Panel:
     prediction: NDArray[Any] | None = None
 
 
-def domain_panels(panels: Sequence[Panel], labels: Sequence[int]) -> bytes:
-    """Draw panels in rows of five, each in its own grey window; the reference is white, dashed."""
-    rows = max(1, math.ceil(len(panels) / _COLUMNS))
-    figure = Figure(figsize=(2.4 * _COLUMNS, 2.5 * rows), layout="constrained")
-    places = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+def domain_panels(panels: Sequence[Panel], labels: Sequence[int], columns: int = _COLUMNS) -> bytes:
+    """Draw panels in rows, each in its own grey window; the reference is white, dashed.
+
+    Args:
+        panels: In reading order.
+        labels: Label values of the structures.
+        columns: Panels in a row.
+    """
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(2.4 * columns, 2.5 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(places, panels, strict=False):
         low, high = np.percentile(panel.image, [1, 99])
         axes.imshow(panel.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))

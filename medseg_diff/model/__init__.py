@@ -5,6 +5,7 @@ draws masks, or translated images, from it. The baselines (U-Net, MC dropout, Pr
 and a translation's one-step regression) answer the same calls.
 """
 
+from medseg_diff.model.adversarial import AdversarialModel
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.build import build_model
@@ -12,6 +13,7 @@ from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
@@ -19,10 +21,12 @@ from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 
 __all__ = [
+    "AdversarialModel",
     "DiffusionModel",
     "DiscreteModel",
     "DropoutUNetModel",
     "Estimate",
+    "FeatureModel",
     "InpaintingModel",
     "JointModel",
     "LatentModel",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class Sampling:
     guidance: float = 1.0
     dynamic_threshold: float | None = None
     condition_noise: float = 0.0
+    start: Literal["noise", "image"] = "noise"
 
     @classmethod
     def of(cls, wanted: PredictionConfig) -> Sampling:
@@ -64,6 +66,7 @@ class Sampling:
             wanted.guidance,
             wanted.dynamic_threshold,
             wanted.condition_noise,
+            wanted.start,
         )
 
 
@@ -173,6 +176,13 @@ class SegmentationModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Loss:
         """:meth:`loss`, through the call that distributed wrappers hook."""
         return self.loss(batch)
+
+
+def anchor_of(context: Context) -> Tensor:
+    """Logits (B, K, *S) of the conditioner's own mask."""
+    if context.anchor is None:
+        raise ValueError("this needs a context with an anchor")
+    return context.anchor
 
 
 def first_normals(noise: Tensor, count: int) -> Tensor:

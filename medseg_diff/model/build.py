@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
-from medseg_diff.config import Config, ModelConfig, ObjectiveConfig, TaskConfig
+from medseg_diff.config import (
+    AdversarialConfig,
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    TaskConfig,
+)
 from medseg_diff.diffusion.discrete import Categorical
 from medseg_diff.diffusion.paths import (
     BetaTable,
@@ -17,17 +23,20 @@ from medseg_diff.diffusion.paths import (
 )
 from medseg_diff.diffusion.time_laws import TimeLaw, time_law
 from medseg_diff.errors import UsageError
+from medseg_diff.model.adversarial import DOMAINS, OTHER, AdversarialModel, Domain, Networks
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
+from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.latent_image import LatentImageModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
+from medseg_diff.networks.adversarial import Discriminator, Generator, translator
 from medseg_diff.networks.autoencoder import ImageAutoencoder, MaskAutoencoder
 from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
@@ -56,6 +65,8 @@ def build_model(config: Config) -> SegmentationModel:
             expected=f"fewer than {planes}",
         )
     codec = build_codec(config.task)
+    if isinstance(codec, ImageCodec) and model.adversarial is not None:
+        return build_two_domains(dims, planes, codec, model.adversarial, config)
     if isinstance(codec, OneHotCodec) and (model.kind == "discrete" or model.joint):
         return build_drawn_otherwise(dims, planes, codec, config)
     if model.kind != "diffusion":
@@ -83,12 +94,20 @@ def build_model(config: Config) -> SegmentationModel:
     if model.latent is None:
         return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent
-    autoencoder = MaskAutoencoder(
-        dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
-    )
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
-    return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+    of_features = latent.of == "features"
+    autoencoder = MaskAutoencoder(
+        dims,
+        codec.channels,
+        latent.channels,
+        latent.features,
+        latent.regulariser,
+        latent.codes,
+        planes if of_features else None,
+    )
+    kind = FeatureModel if of_features else LatentModel
+    return kind(autoencoder, *parts[:3], codec, *parts[4:])
 
 
 def build_latent_of_images(
@@ -132,6 +151,33 @@ def build_drawn_otherwise(
         model,
         config.objective,
     )
+
+
+def build_two_domains(
+    dims: int, planes: int, target: ImageCodec, adversarial: AdversarialConfig, config: Config
+) -> SegmentationModel:
+    """Generators, one-pass translators and discriminators of both domains of unpaired images."""
+    model, judges = config.model, adversarial.discriminator_features
+    codecs: dict[Domain, ImageCodec] = {"a": ImageCodec(planes), "b": target}
+    widths = {domain: codecs[domain].channels for domain in DOMAINS}
+    networks = {
+        d: Networks(
+            translator(dims, widths[OTHER[d]], widths[d], model.features),
+            Generator(
+                dims,
+                widths[d],
+                widths[OTHER[d]],
+                adversarial.latent_planes,
+                model.features,
+                model.time_channels,
+            ),
+            Discriminator(dims, 2 * widths[d], judges, model.time_channels),
+            Discriminator(dims, widths[d], judges),
+        )
+        for d in DOMAINS
+    }
+    path = build_path(model)
+    return AdversarialModel(codecs, networks, path, adversarial, config.objective)
 
 
 def build_baseline(
@@ -203,6 +249,8 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
         return None if inner is None else FirstPlanes(inner, own)
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
+        if model.latent is not None and model.latent.condition == "features":
+            return Pyramid(dims, model.latent.channels, widths)
         # Above a latent's grid the image has finer levels of its own, which the context skips.
         finer = () if model.latent is None else model.latent.features[:-1]
         return Pyramid(dims, planes, (*finer, *widths), skip=len(finer))

@@ -41,6 +41,7 @@ from medseg_diff.model.base import (
     Sampling,
     SegmentationModel,
     anchor_losses,
+    anchor_of,
     mask_losses,
     total,
 )
@@ -115,7 +116,7 @@ class DiffusionModel(SegmentationModel):
         if self.config.learned_variance:
             output, variance = output.chunk(2, dim=1)
         if self.config.output == "correction":
-            output = _anchor_of(context) + output
+            output = anchor_of(context) + output
         return output, variance
 
     def denoised(
@@ -295,7 +296,7 @@ class DiffusionModel(SegmentationModel):
     ) -> Iterator[Estimate]:
         """See :meth:`SegmentationModel.trajectory`."""
         if sampling.sampler == "anchor":
-            own = self.mask_codec.state_from_logits(_anchor_of(context))
+            own = self.anchor_state(context)
             yield Estimate(0, sampling.t_max, own, own, 0, self.decoder(context))
             return
         calls = _Counter()
@@ -313,6 +314,10 @@ class DiffusionModel(SegmentationModel):
                 step.index, step.t, step.clean, step.state, calls.count, self.decoder(context)
             )
 
+    def anchor_state(self, context: Context) -> Tensor:
+        """The state that sampler ``anchor`` answers with, (B, K, *S)."""
+        return self.mask_codec.state_from_logits(anchor_of(context))
+
     def check(self, sampling: Sampling) -> None:
         """See :meth:`SegmentationModel.check`."""
         if sampling.sampler == "anchor" and not self.config.has_anchor:
@@ -326,6 +331,8 @@ class DiffusionModel(SegmentationModel):
             )
         if sampling.sampler == "analytic":
             self._check_analytic(sampling)
+        if sampling.start == "image" and self.config.latent is None:
+            raise ValueError("start 'image' needs a model with latent.of: features")
         if self.steer is None:
             return
         signal = self.path.coefficients(torch.tensor([sampling.t_max], dtype=torch.float64)).a
@@ -377,13 +384,6 @@ class DiffusionModel(SegmentationModel):
             return answer
 
         return denoise
-
-
-def _anchor_of(context: Context) -> Tensor:
-    """Logits (B, K, *S) of the conditioner's own mask."""
-    if context.anchor is None:
-        raise ValueError("this needs a context with an anchor")
-    return context.anchor
 
 
 class Weights(NamedTuple):

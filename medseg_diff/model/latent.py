@@ -130,7 +130,18 @@ class LatentModel(DiffusionModel):
                 raise ValueError("this sampler adds fresh noise at every step: give fresh_noise")
             return self.noise_on_grid(fresh_noise(index))
 
-        return super().trajectory(context, self.noise_on_grid(noise), sampling, fresh)
+        start = self.starting_noise(context, self.noise_on_grid(noise), sampling)
+        return super().trajectory(context, start, sampling, fresh)
+
+    def starting_noise(self, context: Context, noise: Tensor, sampling: Sampling) -> Tensor:
+        """What stands for the noise of the first state, (B, Z, *L), from noise on the grid."""
+        return noise
+
+    def check(self, sampling: Sampling) -> None:
+        """See :meth:`SegmentationModel.check`."""
+        super().check(sampling)
+        if sampling.start == "image":
+            raise ValueError("a mask's latent cannot start from the image: leave start at noise")
 
     def decoder(self, context: Context) -> Callable[[Tensor], Tensor]:
         """``latent -> probabilities`` on the window's own grid."""

@@ -1,4 +1,4 @@
-"""Autoencoders of masks and of images: a smaller grid on which to diffuse.
+"""Autoencoders of masks, of images, or image in and mask out: a smaller grid on which to diffuse.
 
 The network is MONAI's KL autoencoder (residual blocks, group norm), with one addition: a mask's
 latent is standardised over each sample, as in LDSeg (arXiv 2407.12952), so that the diffusion sees
@@ -44,6 +44,8 @@ class MaskAutoencoder(nn.Module):
         regulariser: ``"kl"`` adds noise and pulls the latent towards a standard normal (Kingma &
             Welling 2014); ``"vq"`` rounds it to a code book (van den Oord et al. 2017).
         codes: Entries of the code book.
+        in_channels: Channels of what is encoded, where that is no mask but an image: then this is a
+            segmenting network without a skip past its latent.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class MaskAutoencoder(nn.Module):
         features: Sequence[int],
         regulariser: Literal["kl", "vq"] = "kl",
         codes: int = 256,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(features) - 1)
         self.network = AutoencoderKL(
             spatial_dims,
-            in_channels=channels,
+            in_channels=channels if in_channels is None else in_channels,
             out_channels=channels,
             num_res_blocks=1,
             channels=tuple(features),
@@ -77,10 +80,10 @@ class MaskAutoencoder(nn.Module):
         to_layout(self, self.layout)
 
     def encode(self, state: Tensor, noise: Tensor | None = None) -> Latent:
-        """Latent of a mask state (B, K, *S) in [-1, 1].
+        """Latent of a mask state (B, K, *S) in [-1, 1], or of an image.
 
         Args:
-            state: Mask.
+            state: Mask, or image (B, in_channels, *S).
             noise: Standard normal (B, Z, *L): a sample of the KL posterior. None takes its mean.
         """
         padded = pad_to_multiple(state, self.factor).contiguous(memory_format=self.layout)

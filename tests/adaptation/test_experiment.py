@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,8 +12,9 @@ import yaml
 
 from medseg_diff.adaptation import experiment as module
 from medseg_diff.adaptation import rows as methods
-from medseg_diff.adaptation.experiment import load_experiment, run_experiment
-from medseg_diff.adaptation.pictures import target_picture
+from medseg_diff.adaptation.definition import load_experiment
+from medseg_diff.adaptation.experiment import run_experiment
+from medseg_diff.adaptation.pictures import Shown, target_picture, write_report
 from medseg_diff.adaptation.work import Work
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import UsageError
@@ -24,7 +26,7 @@ ROWS = methods.names()
 def write_experiment(folder: Path, **changes) -> Path:
     """Two steps on patches of 8 x 8: every method's path, no accuracy."""
     if not (folder / "data").is_dir():
-        write_dataset(folder / "data", cases=4)
+        write_dataset(folder / "data", cases=7)
     config = {
         "name": "balls",
         "recipe": "unet",
@@ -72,10 +74,17 @@ def test_every_row_leaves_its_cases(done):
         assert (table["training_steps"] == 2).all()
         assert (table["training_seconds"] > 0).all()
         used[table["row"].iloc[0]] = table["target_used"].fillna("none").iloc[0]
-    assert used["source_only"] == used["strong_augmentation"] == "none"
-    assert used["fourier"] == used["adabn"] == used["self_training"] == "scans"
-    assert used["tent"] == used["histogram_matching"] == "the scan itself"
-    assert used["oracle"] == "labels"
+    wanted = {
+        "none": {
+            "source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast",
+            "diffusion_source_only", "joint_diffusion",
+        },
+        "the scan itself": {"tent", "histogram_matching", "guided_prior"},
+        "scans": {"fourier", "adabn", "self_training", "mean_teacher", "adversarial_output"},
+        "labels": {"oracle", "adapters_1", "adapters_5"},
+    }  # fmt: skip
+    for use, names in wanted.items():
+        assert {used[name] for name in names} == {use}
     assert len(lines) == len(ROWS)
 
 
@@ -83,9 +92,15 @@ def test_trainings_without_the_target_are_shared(done):
     folder, _, _ = done
     shared = {p.name for p in (folder / "out" / "seed0" / "runs").iterdir()}
     own = {p.name for p in (folder / "out" / "inverted" / "seed0" / "runs").iterdir()}
-    names = {"source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast"}
-    assert shared == names
-    assert own == {"adabn", "fourier", "oracle", "self_training"}
+    assert shared >= {
+        "source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast",
+        "diffusion_source_only", "joint_diffusion", "mask_prior",
+    }  # fmt: skip
+    assert own >= {
+        "adabn", "fourier", "oracle", "self_training", "mean_teacher", "adversarial_output",
+        "adapters_1", "adapters_1_merged", "adapters_5", "adapters_5_merged",
+    }  # fmt: skip
+    assert not shared & own
 
 
 def test_self_training_learns_the_source_models_masks(done):
@@ -111,6 +126,27 @@ def test_the_picture_shows_every_row(done):
     assert picture.startswith(b"\x89PNG")
     fewer = experiment.model_copy(update={"rows": ("source_only",)})
     assert picture != target_picture(fewer, "inverted", folder / "out")
+
+
+def test_the_report_shows_the_best_rows_and_restyled_scans(done):
+    folder, files, _ = done
+    experiment = load_experiment(folder / "experiment.yaml")
+    write_report(experiment, "inverted", files["inverted"], folder / "out")
+    page = (folder / "out" / "inverted" / "report.html").read_text(encoding="utf-8")
+    for heading in ("The best rows", "One case under every row", "Restyled scans"):
+        assert f"<h2>{heading}</h2>" in page
+    shown = Shown.of(experiment, "inverted", folder / "out")
+    case = shown.scored[0]
+    plain, styled = (
+        shown.panel(row, case, "").image for row in ("source_only", "histogram_matching")
+    )
+    assert not np.array_equal(plain, styled)
+    inverted = shown.scan(shown.cases, case, "").image
+    np.testing.assert_array_equal(plain, inverted)
+    fewer = experiment.model_copy(update={"rows": ("source_only", "oracle")})
+    write_report(fewer, "inverted", files["inverted"], folder / "out")
+    page = (folder / "out" / "inverted" / "report.html").read_text(encoding="utf-8")
+    assert "Restyled scans" not in page
 
 
 def test_tent_costs_more_passes(done):

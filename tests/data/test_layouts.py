@@ -20,12 +20,12 @@ from medseg_diff.data.layouts import (
     from_brats,
     from_chase,
     from_decathlon,
-    from_dsb2018,
     from_folders,
     from_hippocampus,
     from_lidc,
     from_nnunet_raw,
 )
+from medseg_diff.data.nuclei import from_dsb2018
 from medseg_diff.errors import InputError
 
 BINARY = Labels({"background": 0, "lesion": 1})
@@ -467,6 +467,24 @@ def test_dsb_mixed_domains_become_colour(tmp_path: Path) -> None:
     alone = from_dsb2018(tmp_path / "in", tmp_path / "alone", domains=["fluo"])
     assert (alone.modality, len(alone.cases)) == ("other", 4)
     assert imread(alone.channel_paths(alone.cases[0])["image"]).shape == (8, 6)
+
+
+def test_dsb_in_grey_is_luminance_and_not_turned_around(tmp_path: Path) -> None:
+    for domain, shape in (("fluo", (8, 6)), ("histo", (8, 6, 3))):
+        for i, suffix in enumerate(("Tr", "Tr", "Tr", "Ts")):
+            png(tmp_path / f"in/{domain}/images{suffix}/{domain}{i}.png", picture(i, *shape))
+            png(tmp_path / f"in/{domain}/labels{suffix}/{domain}{i}.png", picture(i) % 7)
+    caselist = from_dsb2018(tmp_path / "in", tmp_path / "out", grey=True)
+    check(caselist)
+    assert caselist.modality == "other"
+    by_id = {c.case: c for c in caselist.cases}
+    grey = imread(caselist.channel_paths(by_id["fluo1"])["image"])
+    np.testing.assert_array_equal(grey, picture(1, 8, 6))
+    colour = picture(1, 8, 6, 3).astype(float)
+    wanted = 0.2125 * colour[..., 0] + 0.7154 * colour[..., 1] + 0.0721 * colour[..., 2]
+    found = imread(caselist.channel_paths(by_id["histo1"])["image"])
+    assert found.shape == (8, 6)
+    np.testing.assert_allclose(found, wanted, atol=0.51)
 
 
 def test_rebuilding_is_deterministic(nnunet: Path, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The trainings that the rows of latent feature translation share; see ``model/features.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from medseg_diff.adaptation.source_diffusion import sections
+from medseg_diff.adaptation.work import Work
+from medseg_diff.recipes import RECIPES
+
+LATENT_ONLY = "latent_source_only"
+DRAWS, STEPS = 3, 10
+
+
+def source_features(work: Work, condition: Literal["image", "edges", "features"] = "image") -> Path:
+    """Train on the source, half of the budget for each of the two stages.
+
+    Args:
+        work: Nothing of its target is looked at.
+        condition: What the denoiser is shown of a scan.
+
+    Returns:
+        The run folder.
+    """
+    recipe = RECIPES["feature_translation"]()
+    recipe["model"]["latent"] |= {
+        "condition": condition,
+        "steps": work.config.training.steps // 2,
+    }
+    drawn = {"draws": DRAWS, "steps": STEPS}
+    changes = sections(work.config, recipe, prediction=drawn)
+    return work.train(f"features_{condition}", work.source, **changes)
