@@ -286,7 +286,9 @@ def evaluate(
     from medseg_diff.evaluation import evaluate_part
     from medseg_diff.image_evaluation import ImageEvaluation, evaluate_translations
 
-    result: Evaluation | ImageEvaluation | None = evaluate_translations(pred, ref, out, data_range)
+    result: Evaluation | ImageEvaluation | None = evaluate_translations(
+        pred, ref, out, data_range, images
+    )
     if result is not None:
         pass
     elif data_range is not None:
