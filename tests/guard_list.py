@@ -129,7 +129,7 @@ GUARDS = {
                                      '"scored", 1.0, 1.0, 0.0, 0.0')),
     "K01": Guard(
         "checkpoint.py",
-        Fault('Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))', 'parent / f"step_{step:08d}"'),
+        Fault('prefix=".new_"', 'prefix="step_9"'),
     ),
     "K02": Guard("checkpoint.py", Fault("    except OSError as", "    except EOFError as")),
     "K03": Guard("training.py", Fault("== 0 or last or stop:", "== 0 or last:")),
