@@ -36,6 +36,7 @@ from medseg_diff.cli_cases import (
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
 from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
+from medseg_diff.cli_synthesize import synthesize
 from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
 
@@ -245,6 +246,7 @@ def predict(
 
 
 app.command()(translate)
+app.command()(synthesize)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from medseg_diff.cli_cases import (
     run_cases,
 )
 from medseg_diff.cli_options import read_options
+from medseg_diff.errors import UsageError
 
 
 def translate(
@@ -42,6 +43,20 @@ def translate(
         Literal["forward", "backward"],
         typer.Option(help="backward makes the source's images; for models trained without pairs."),
     ] = "forward",
+    source_model: Annotated[
+        Path | None,
+        typer.Option(help="Prior of the scans' own domain; --model is the target's prior."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Priors: share of the noising that a scan goes through, 0 to 1; 0.5."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="With --source-model: noise (CycleDiffusion) or inversion.")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Priors: units of the answer, target's or source's.")
+    ] = None,
     flip: Flip = None,
     go_on: GoOn = False,
     seed: Seed = 0,
@@ -64,11 +79,24 @@ def translate(
     options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name
+    from medseg_diff.unpaired import UnpairedTranslator
 
-    source = ModelSource(tuple(model), device, translates=True, direction=direction)
+    source = ModelSource(
+        tuple(model),
+        device,
+        translates=True,
+        direction=direction,
+        source_model=str(source_model) if source_model else None,
+    )
     # The driver of a cluster computes nothing: it needs no GPU.
     translator = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, translator, source, ray_address, workers, retries)
+    given = {"strength": strength, "encoder": encoder, "units": units}
+    of_priors = {key: value for key, value in given.items() if value is not None}
+    if of_priors and not isinstance(translator, UnpairedTranslator):
+        raise UsageError(
+            "is for priors, and --model is a translator", field=f"--{next(iter(of_priors))}"
+        )
     cases = find_cases(input, translator.task.channels)
     check_output(out, cases)
     code = run_cases(
@@ -85,5 +113,6 @@ def translate(
         batch_size=batch_size,
         memory_gb=memory_gb,
         options=options,
+        **of_priors,
     )
     raise typer.Exit(code)

@@ -43,8 +43,11 @@ def _model_lines(card: dict[str, Any]) -> str:
 
 
 def _made(card: dict[str, Any]) -> dict[str, str]:
-    """What comes out: labels, or the image that a translation makes."""
-    target = card.get("target")
+    """What comes out: labels, the image that a translation makes, or scans."""
+    target, prior = card.get("target"), card.get("prior")
+    if prior is not None:
+        given = "label maps" if prior["condition"] == "mask" else "noise alone"
+        return {"makes": f"{', '.join(card['channels'])} from {given}, SYNTHETIC"}
     if target is None:
         return {"labels": ", ".join(f"{value} {name}" for name, value in card["labels"].items())}
     low, high = target["range"]
@@ -52,6 +55,9 @@ def _made(card: dict[str, Any]) -> dict[str, str]:
 
 
 def _validation(training: dict[str, Any]) -> str:
+    if "validation_loss" in training:
+        loss = training["validation_loss"]
+        return f"{'none' if loss is None else f'loss {loss:.4g}'} at step {training['steps']}"
     if "validation_mae" in training:
         error = training["validation_mae"]
         return f"{'none' if error is None else f'MAE {error:.4g}'} at step {training['steps']}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,19 +58,20 @@ def load(
 class Predictor:
     """Trained models behind one call. Members must agree on task, plan and structures."""
 
-    # Whether they make images; see `medseg_diff.translation`.
+    # What they make, and whether that is no masks; see `medseg_diff.translation` and `prior`.
+    makes: Literal["masks", "translations", "scans"] = "masks"
     translates = False
 
     def __init__(self, runs: Sequence[LoadedRun]) -> None:
         first = runs[0].config
         if first.task is None or first.plan.patch_size is None:
             raise InputError("the run's configuration is not complete", file=runs[0].folder)
-        if (first.task.target is not None) != self.translates:
-            does, command = (
-                ("segments", "predict")
-                if self.translates
-                else (f"makes images ({first.task.target})", "translate")
-            )
+        if first.makes != self.makes:
+            does, command = {
+                "masks": ("segments", "predict"),
+                "translations": (f"makes images ({first.task.target})", "translate"),
+                "scans": ("makes scans from noise", "synthesize"),
+            }[first.makes]
             raise UsageError(
                 f"this model {does}", file=runs[0].folder, field="--model",
                 remedy=f"use `medseg-diff {command}`",

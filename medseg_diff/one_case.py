@@ -20,6 +20,7 @@ from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import atomic_text, content_sha256, file_sha256
 from medseg_diff.inference import Predictor
 from medseg_diff.manifest import canonical
+from medseg_diff.synthesis import Synthesizer, write_synthesis
 from medseg_diff.translation import Translation, Translator
 
 
@@ -69,6 +70,10 @@ def predict_one(
             translation = predictor.translate(case.channels, case=case.name, **given)
             write_translation(translation, out, case.name)
             return Outcome(case.name, translation.record, None, key)
+        if isinstance(predictor, Synthesizer):
+            made = predictor.synthesize(case.channels, case=case.name, **given)
+            write_synthesis(made, out, case.name)
+            return Outcome(case.name, made.record, None, key)
         dicom = given.pop("dicom_seg", None)
         answer = predictor.predict(case.channels, case=case.name, **given)
         codes = predictor.runs[0].card.get("codes")

@@ -52,6 +52,8 @@ class TrainingBar:
             self.score = f"Dice {values['validation_dice']:.3f}"
         if "validation_mae" in values:
             self.score = f"MAE {values['validation_mae']:.4g}"
+        if "validation_loss" in values:
+            self.score = f"validation {values['validation_loss']:.4g}"
         speed = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
         left = (self.steps - progress.step) / speed
         shown = f"loss {values['loss']:.3f}  {self.score}  {speed:.2f} steps/s"

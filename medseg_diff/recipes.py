@@ -12,6 +12,7 @@ from typing import Any
 
 from medseg_diff import recipes_wider
 from medseg_diff.errors import UsageError
+from medseg_diff.recipes_priors import PRIORS
 from medseg_diff.translators import TRANSLATORS
 from medseg_diff.translators_unpaired import UNPAIRED
 
@@ -372,7 +373,7 @@ SIZED: dict[str, Callable[[], Keys]] = {
 
 def seed(name: str) -> Keys:
     """Keys of a recipe by name."""
-    known = RECIPES | SIZED | TRANSLATORS | UNPAIRED
+    known = RECIPES | SIZED | TRANSLATORS | UNPAIRED | PRIORS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from medseg_diff import io, memory, sanity
 from medseg_diff.config import Config, PlanConfig, PredictionConfig, TaskConfig
 from medseg_diff.data.fingerprint import DRAWING_MAPS_PER_LEVEL, step_bytes
-from medseg_diff.data.transforms import load_image, network_input, normalise, to_model_grid
+from medseg_diff.data.transforms import (
+    ends_of,
+    load_image,
+    network_input,
+    normalise,
+    to_model_grid,
+)
 from medseg_diff.errors import InputError
 from medseg_diff.model import SegmentationModel
 
@@ -36,6 +42,8 @@ class PlacedScan:
         warnings: What its reader and its intensities have to say.
         constant: Whether it shows nothing.
         file: First channel's file.
+        ends: For each plane, the values that its normalisation brought to -1 and 1; empty where it
+            is no normalisation by percentile or range.
     """
 
     values: NDArray[np.float32]
@@ -45,6 +53,7 @@ class PlacedScan:
     warnings: tuple[str, ...]
     constant: bool
     file: Path
+    ends: tuple[tuple[float, float], ...] = ()
 
 
 def read_scan(
@@ -79,14 +88,18 @@ def place(image: MetaTensor, task: TaskConfig, plan: PlanConfig, file: Path) -> 
     Raises:
         InputError: if it does not fit the model.
     """
-    _check_depth(image, plan, file)
+    check_depth(image, plan, file)
     warnings = [*image.meta.get("warnings", ()), *sanity.of_intensities(image, task.modality)]
     constant, pipeline = sanity.is_constant(image), to_model_grid(plan)
     placed: MetaTensor = pipeline(image)
-    image = _grid_of(image)
-    normal = normalise(np.asarray(placed, dtype=np.float32), plan.normalisation or ())
-    values = network_input(normal, plan)
-    return PlacedScan(values, image, _grid_of(placed), pipeline, tuple(warnings), constant, file)
+    image, specs = _grid_of(image), plan.normalisation or ()
+    intensities = np.asarray(placed, dtype=np.float32)
+    values = network_input(normalise(intensities, specs), plan)
+    linear = all(spec.kind in ("percentile", "range") for spec in specs)
+    ends = tuple(map(ends_of, intensities, specs)) if linear else ()
+    return PlacedScan(
+        values, image, _grid_of(placed), pipeline, tuple(warnings), constant, file, ends
+    )
 
 
 def _grid_of(image: MetaTensor) -> MetaTensor:
@@ -97,7 +110,8 @@ def _grid_of(image: MetaTensor) -> MetaTensor:
     return hollow
 
 
-def _check_depth(image: MetaTensor, plan: PlanConfig, file: Path) -> None:
+def check_depth(image: MetaTensor, plan: PlanConfig, file: Path) -> None:
+    """Refuse flat images (C, *T) for a 3-D model."""
     shape = tuple(image.shape[1:])
     if plan.spatial_dims == 3 and (len(shape) == 2 or min(shape) == 1):
         raise InputError(

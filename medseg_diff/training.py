@@ -44,7 +44,7 @@ from medseg_diff.processes import deaths_named, signals
 from medseg_diff.reflow import attach_teacher
 from medseg_diff.resume import Average, Progress
 from medseg_diff.training_log import TrainingLog, model_card
-from medseg_diff.validation import in_units, validation_dice, validation_error
+from medseg_diff.validation import in_units, validation_dice, validation_error, validation_loss
 
 Report = Callable[[Progress, dict[str, float]], None]
 
@@ -355,10 +355,15 @@ def _count_bad(run: _Run, loss: float) -> None:
 
 
 def _validate(run: _Run, values: dict[str, float]) -> None:
-    """Sample with the averaged weights; keep them if Dice, or the error, is the best so far."""
-    translates = run.config.known_task.target is not None
+    """Sample with the averaged weights; keep them if Dice, or the error, is the best so far.
+
+    A model of scans has nothing to sample towards: its loss decides.
+    """
     with run.state.average.applied_to(run.model):
-        if translates:
+        if run.config.makes == "scans":
+            name, shown = "validation_loss", validation_loss(run.model, run.validation, run.config)
+            score = 1 / (1 + shown)
+        elif run.config.makes == "translations":
             error = validation_error(run.model, run.validation, run.config)
             # Errors lie in [0, 2]: the best score starts below all of them.
             score, name, shown = 1 - error, "validation_mae", in_units(error, run.config)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 COLUMNS = (
-    "step", "loss", "validation_dice", "validation_mae", "learning_rate", "seconds", "parts",
+    "step", "loss", "validation_dice", "validation_mae", "validation_loss", "learning_rate",
+    "seconds", "parts",
 )  # fmt: skip
 
 
@@ -86,6 +87,15 @@ def target_card(config: Config) -> dict[str, object]:
     }
 
 
+def prior_card(config: Config) -> dict[str, object]:
+    """What a model of scans is told, and the values of each plane that it makes."""
+    return {
+        "condition": config.model.prior,
+        "ranges": [list(ends) for ends in config.plan.image_ranges or ()],
+        "units": "those of the training scans; HU for CT",
+    }
+
+
 def model_card(config: Config, facts: DataFacts, model: SegmentationModel) -> dict[str, object]:
     """What a user must know before trusting the model; no path, no case, no patient."""
     task, plan = config.task, config.plan
@@ -101,6 +111,7 @@ def model_card(config: Config, facts: DataFacts, model: SegmentationModel) -> di
         "regions": task.regions,
         "ignore_label": task.ignore_label,
         "target": None if task.target is None else target_card(config),
+        "prior": None if config.model.prior is None else prior_card(config),
         "spatial_dims": plan.spatial_dims,
         "orientation": plan.orientation,
         "spacing_mm": plan.spacing_mm,

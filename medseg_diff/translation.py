@@ -62,7 +62,15 @@ def load_translator(
     Raises:
         UsageError: if a model segments, or knows one direction and the other is asked for.
     """
-    runs = load_runs(model, device)
+    return translator_of(load_runs(model, device), direction)
+
+
+def translator_of(runs: Sequence[LoadedRun], direction: Direction) -> Translator:
+    """One ensemble of loaded translators; see :func:`load_translator`.
+
+    Raises:
+        UsageError: if a model segments, or knows one direction and the other is asked for.
+    """
     if direction not in get_args(Direction):
         raise UsageError(
             "unknown direction", field="--direction", found=direction,
@@ -84,6 +92,7 @@ def _turned(run: LoadedRun) -> LoadedRun:
 class Translator(Predictor):
     """Trained translators behind one call: loaded, checked and drawn from as predictors are."""
 
+    makes = "translations"
     translates = True
 
     @property
@@ -208,12 +217,12 @@ class Translator(Predictor):
         """
         low, high = self.ends
         planes = [
-            image_values(_back(fused.plane(k), placed), self.ends)
+            image_values(back_to_scan(fused.plane(k), placed), self.ends)
             for k in range(len(fused.probability))
         ]
         # Interpolated as a variance, which stays above 0.
-        deviation = np.sqrt(_back(fused.variance, placed).clip(0)) * np.float32(high - low)
-        return _on_grid(np.stack(planes), placed), _on_grid(deviation[None], placed)
+        deviation = np.sqrt(back_to_scan(fused.variance, placed).clip(0)) * np.float32(high - low)
+        return on_scan_grid(np.stack(planes), placed), on_scan_grid(deviation[None], placed)
 
     def _facts(
         self, placed: PlacedScan, fused: Fused, settings: PredictionConfig, spread: MetaTensor
@@ -239,14 +248,14 @@ class Translator(Predictor):
         }
 
 
-def _back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
+def back_to_scan(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
     """One map on the model's grid -> the scan's grid, (*S)."""
     carried = torch.from_numpy(np.ascontiguousarray(values))[None]
     result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
     return result
 
 
-def _on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+def on_scan_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
     meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
     kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
     return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)

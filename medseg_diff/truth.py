@@ -63,7 +63,7 @@ def cases_of(run: LoadedRun, data: Path | None) -> CaseList:
         InputError: if its labels or regions are not the model's.
         UsageError: if the model makes images.
     """
-    if run.config.task is not None and run.config.task.target is not None:
+    if run.config.task is not None and run.config.makes != "masks":
         raise UsageError(
             "this model makes images, and what is asked for is measured on masks",
             file=run.folder,

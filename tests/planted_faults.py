@@ -133,6 +133,121 @@ POSTERIOR = [
     Fault("kept * a_t / sigma_t.clamp_min(tiny)", "kept / sigma_t.clamp_min(tiny)"),
     Fault("float(t), float(s), answer.clean, x)", "float(s), float(t), answer.clean, x)"),
 ]
+TRANSPORT = [
+    Fault("path.noised(clean, noise, first), times", "path.noised(clean, 0 * noise, first), times"),
+    Fault("first = times[:1]", "first = times[1:2]"),
+    Fault("times, sampler, fresh_noise)\n\n\ndef inv", "times, 'ddim')\n\n\ndef inv"),
+    Fault("_gain_of_clean(path) * clean", "clean"),
+    Fault("invert(path, source, _gain", "invert(path, target, _gain"),
+    Fault(
+        "x = y = path.noised(clean, noise, times[:1]",
+        "x = y = path.noised(clean, noise, times[1:2]",
+    ),
+    Fault("noise=fresh_noise(index), eta=1.0", "noise=fresh_noise(index), eta=0.5"),
+    Fault("fresh_noise(index), eta", "0 * fresh_noise(index), eta"),
+    Fault("moved - _mean(path, x, source(x, t).clean", "moved - _mean(path, x, source(y, t).clean"),
+    Fault("target(y, t).clean, t, s) + added", "target(x, t).clean, t, s) + added"),
+    Fault("_mean(path, y, target", "_mean(path, x, target"),
+    Fault("t, s) + added", "t, s)"),
+    Fault("        x = moved\n", ""),
+    Fault("return y / _gain_of_clean(path)", "return y"),
+    Fault("noise=torch.zeros_like(x_t), eta=1.0)", "eta=0.0)"),
+    Fault("state / sigma, times", "state, times"),
+]
+PRIOR_MODEL = [
+    Fault("image[:, :1].round()", "image[:, :1].round() * 0"),
+    Fault("if condition is None", "if True"),
+    Fault("share * latent.penalty", "0 * latent.penalty"),
+    Fault("absolute_error(decoded, state)", "absolute_error(decoded, 0 * state)"),
+]
+PRIOR = [
+    Fault("labels is None else labels.astype", "labels is None else 0 * labels.astype"),
+    Fault("self.total[place] += self.weight", "self.total[place] += 1"),
+    Fault("return sums / self.total", "return sums"),
+    Fault("s.stop * k)", "s.stop)"),
+    Fault("return values\n            if not flat:", "return values\n            if True:"),
+    Fault(
+        "model.scan(self.cells.cut(clean[0], group)",
+        "model.scan(self.cells.cut(clean[0] * 0, group)",
+    ),
+    Fault("-(-n // k) * k", "n // k * k"),
+    Fault("sums[:, *place] += self.weight * (", "sums[:, *place] = self.weight * ("),
+    Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, case, draw, 0,"),
+    Fault("NoiseField(seed, case, draw, step,", "NoiseField(0, case, draw, step,"),
+    Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, 'x', draw, step,"),
+    Fault("NoiseField(seed, case, draw, step,", "NoiseField(seed, case, 0, step,"),
+    Fault("self.calls += len(group)", "self.calls += 1"),
+    Fault("if len(runs) != 1 or", "if"),
+    Fault("if any(n % k for", "if all(n % k for"),
+]
+PRIOR_TRANSLATION = [
+    Fault("    if way.strength == 0:\n        return np", "    if False:\n        return np"),
+    Fault("if prior.model.condition is not None", "if False"),
+    Fault('"normalisation": priors[-1].plan', '"normalisation": priors[0].plan'),
+    Fault("        if placed.constant:", "        if False:"),
+    Fault(
+        "image = io.read_channels({k: channels[k] for k in self.task.channels}, options)", "pass"
+    ),
+    Fault("return noise(index + 1)", "return noise(0)"),
+    Fault('way.encoder == "inversion":\n            return', "False:\n            return"),
+    Fault("inverted(path, source, target, clean", "inverted(path, target, target, clean"),
+    Fault("recovered_noise(path, source, target", "recovered_noise(path, target, target"),
+    Fault("settings.grid, way.strength)", "settings.grid)"),
+    Fault(
+        "image_values(back_to_scan((plane + 1) / 2, placed), ends)",
+        "image_values(back_to_scan(plane, placed), ends)",
+    ),
+    Fault("ranges = placed.ends if units ==", "ranges = placed.ends if units !="),
+    Fault("(high - low) / 2 for low, high in ranges", "(high - low) for low, high in ranges"),
+    Fault("reshape(-1, 1, 1, 1) ** 2", "reshape(-1, 1, 1, 1)"),
+    Fault("return 1 if fixed or way.strength == 0", "return 1 if way.strength == 0"),
+    Fault("        if flips:", "        if False:"),
+    Fault("if self.source is None and encoder is not None", "if False"),
+    Fault("if self.source is not None and sampler is not None", "if False"),
+    Fault("len(scan) != translator.task.image_planes", "False"),
+]
+WAY = [
+    Fault("if not 0 <= self.strength <= 1", "if False"),
+    Fault("not in get_args(known)", "is None"),
+    Fault("if wanted != found", "if False"),
+    Fault('told["prediction.window"] =', "_ ="),
+    Fault('told["the scans\' planes"] =', "_ ="),
+    Fault('"path", "schedule",', '"path",'),
+]
+SYNTHESIS = [
+    Fault("if self.task.image_planes != len(self.task.channels)", "if False"),
+    Fault("(plane + 1) / 2", "plane / 2"),
+    Fault("noise(index + 1)", "noise(0)"),
+    Fault("noise(case, seed, 0,", "noise(case, 0, 0,"),
+    Fault("label=True)(label), np.int16)", "label=True)(label), np.int16) * 0"),
+    Fault("pipeline(grid), pipeline, None)", "grid, pipeline, None)"),
+    Fault("given if raster else (*given, 1)[:3]", "(*given, 1)[:3]"),
+    Fault("len(given) != dims or", ""),
+    Fault("(mask is not None) != self.takes_masks or", ""),
+    Fault('f"SYNTHETIC {channel}"', 'f"{channel}"'),
+    Fault("hashes = {file: file_sha256(out / file) for file in written}", "hashes = {}"),
+]
+SYNTHETIC_LIST = [
+    Fault("references[again % len(references)]", "references[0]"),
+    Fault("divmod(number, len(chosen))", "divmod(number, len(chosen) + 1)"),
+    Fault("{again + 1:02d}", "01"),
+    Fault(
+        "Wanted(Case(name, {MASK: mask}), case.patient)", "Wanted(Case(name, {MASK: mask}), name)"
+    ),
+    Fault("if manifest.entry(one.case.name).status == DONE", ""),
+    Fault('part="train"', 'part="test"'),
+    Fault('task.labels if model.takes_masks else {"background": 0}', "task.labels"),
+    Fault(
+        "        if found != wanted:\n            raise InputError",
+        "        if False:\n            raise InputError",
+    ),
+    Fault(
+        "        if found != wanted:\n            raise UsageError",
+        "        if False:\n            raise UsageError",
+    ),
+    Fault("if not takes_masks", "if False"),
+    Fault("            return\n        raise InputError", "            pass\n        return"),
+]
 MULTISTEP = [
     Fault("problem.at(t)", "problem.at(s)"),
     Fault("past = remember(past, now.log_snr", "past = remember(past, then.log_snr"),
@@ -982,6 +1097,13 @@ PLAN = [
     ("diffusion/samplers/langevin.py", f"diffusion/test_conformance.py {ORACLES}", LANGEVIN),
     ("diffusion/samplers/consistency.py", f"diffusion/test_conformance.py {ORACLES}", CONSISTENCY),
     ("diffusion/samplers/inversion.py", "diffusion/test_inversion.py", INVERSION),
+    ("diffusion/transport.py", "diffusion/test_transport.py", TRANSPORT),
+    ("model/prior.py", "test_synthesis.py", PRIOR_MODEL),
+    ("prior.py", "test_synthesis.py test_prior_translation.py", PRIOR),
+    ("unpaired.py", "test_prior_translation.py", PRIOR_TRANSLATION),
+    ("way.py", "test_prior_translation.py", WAY),
+    ("synthesis.py", "test_synthesis.py", SYNTHESIS),
+    ("synthetic_list.py", "test_synthesis.py", SYNTHETIC_LIST),
     ("diffusion/samplers/analytic.py", "diffusion/test_analytic.py", ANALYTIC),
     ("diffusion/parameterisations.py", "diffusion/test_parameterisations.py", PARAMETERISATIONS),
     ("diffusion/objectives.py", "diffusion/test_objectives.py", OBJECTIVES),

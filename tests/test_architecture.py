@@ -13,19 +13,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "translators", "translators_unpaired", "recipes_wider", "recipes",
-    "config", "io", "pacs",
+    "errors", "files", "memory", "translators", "translators_unpaired", "recipes_priors",
+    "recipes_wider", "recipes", "config", "io", "pacs",
     "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
-    "answer", "sanity", "scan", "loading", "inference", "translation", "guided", "manifest",
-    "cases", "one_case", "engines", "batch", "pairing", "metrics", "image_scores",
-    "statistics", "seeds", "plausibility", "risk",
+    "answer", "sanity", "scan", "loading", "inference", "translation", "prior", "way", "unpaired",
+    "synthesis", "guided", "manifest", "cases", "synthetic_list", "one_case", "engines", "batch",
+    "pairing", "metrics", "image_scores", "statistics", "seeds", "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
     "likelihood", "reflow", "training_log", "companion", "resume", "processes", "validation",
     "training",
     "adaptation", "describe", "progress", "demo", "cli_adapt", "cli_cases", "cli_measure",
-    "cli_options", "cli_pacs", "cli_translate", "cli",
+    "cli_options", "cli_pacs", "cli_synthesize", "cli_translate", "cli",
 )  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))

@@ -12,6 +12,7 @@ from medseg_diff.adaptation.definition import load_experiments
 from medseg_diff.config import Config, load_config, merged, parse_config
 from medseg_diff.model import build_model
 from medseg_diff.recipes import RECIPES
+from medseg_diff.recipes_priors import PRIORS
 from medseg_diff.translators import TRANSLATORS
 
 TASK = {"channels": ["image"], "labels": {"background": 0, "a": 1, "b": 2}, "input_channels": [1]}
@@ -27,9 +28,9 @@ MISSING |= {(data, "feature_translation") for data in ("hippocampus", "nuclei")}
 
 def configurations(repository: Path, data: str) -> dict[str, Config]:
     files = sorted((repository / "configs").glob(f"{data}_*.yaml"))
-    # Reflow and adapters are second trainings of rows that stand there already, and syndiff makes
-    # images.
-    apart = ("_reflow", "_lora", "_syndiff")
+    # Reflow and adapters are second trainings of rows that stand there already; syndiff and priors
+    # make images: no row of a table of masks.
+    apart = ("_reflow", "_lora", "_syndiff", *(f"_{name}" for name in PRIORS))
     return {p.stem: load_config(p) for p in files if not p.stem.endswith(apart)}
 
 

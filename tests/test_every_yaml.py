@@ -19,8 +19,11 @@ from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Some go on from another run: tests/test_reflow.py, tests/test_lora.py. Images:
-# tests/test_translation.py, tests/test_unpaired_training.py.
-APART = ("*_reflow", "*_lora", "flair_*", "*_syndiff")
+# tests/test_translation.py, tests/test_unpaired_training.py, tests/test_synthesis.py.
+APART = (
+    "*_reflow", "*_lora", "flair_*", "*_syndiff", "*_image_prior", "*_mask_to_image",
+    "*_latent_synthesis",
+)  # fmt: skip
 NAMES = [
     path.stem
     for path in sorted(CONFIGS.glob("*.yaml"))

@@ -14,7 +14,15 @@ from medseg_diff import recipes
 from medseg_diff.config import parse_config
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion.parameterisations import noise_from
-from medseg_diff.model import LatentModel, Sampling, SegmentationModel, build_model
+from medseg_diff.model import (
+    LatentModel,
+    LatentPriorModel,
+    PriorModel,
+    Sampling,
+    SegmentationModel,
+    build_model,
+)
+from medseg_diff.recipes_priors import PRIORS
 
 # Levels and widths small enough for a test; everything else is the recipe's own.
 SMALL = {
@@ -27,13 +35,15 @@ TASKS = {
     "many": {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "input_channels": [3]},
 }
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
-# Drawn classes and joint states, without a conditioner.
-PLAIN = ("ccdm", "berdiff", "diffatlas")
+EVERY = recipes.RECIPES | PRIORS
+# Drawn classes, joint states and scans, without a conditioner.
+PLAIN = ("ccdm", "berdiff", "diffatlas", "image_prior", "mask_to_image")
+OF_LATENTS = ("lsegdiff", "feature_translation", "latent_synthesis")
 BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
-DIFFUSION = [name for name in recipes.RECIPES if name not in BASELINES]
-STOCHASTIC = [name for name in recipes.RECIPES if name != "unet"]
+DIFFUSION = [name for name in EVERY if name not in BASELINES]
+STOCHASTIC = [name for name in EVERY if name != "unet"]
 
-recipe_of = pytest.mark.parametrize("recipe", recipes.RECIPES)
+recipe_of = pytest.mark.parametrize("recipe", EVERY)
 diffusion_of = pytest.mark.parametrize("recipe", DIFFUSION)
 dims_of = pytest.mark.parametrize("dims", [2, 3])
 
@@ -41,11 +51,11 @@ dims_of = pytest.mark.parametrize("dims", [2, 3])
 def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, Any]:
     """Configuration of a recipe at test width."""
     small = {k: v for k, v in SMALL.items() if k == "features" or recipe != "unet"}
-    if recipe in ("unet", "mc_dropout", "ensemdiff", "lsegdiff", "feature_translation", *PLAIN):
+    if recipe in OF_LATENTS or recipe in ("unet", "mc_dropout", "ensemdiff", *PLAIN):
         small.pop("conditioner_features", None)
     if recipe == "dit":
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
-    if recipe in ("lsegdiff", "feature_translation"):
+    if recipe in OF_LATENTS:
         small["latent"] = {"features": [8, 16], "steps": 1}
     return {
         "recipe": recipe,
@@ -74,9 +84,15 @@ def batch(model: SegmentationModel, dims: int, task: str = "many") -> Batch:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    image = normal(2, planes, *size)
+    labels = torch.randint(0, classes, (2, 1, *size), generator=generator, dtype=torch.int16)
+    if isinstance(model, PriorModel | LatentPriorModel):
+        # The scan is what is made; the label map, if anything, is what it is made from.
+        labels = labels % model.condition.channels if model.condition else labels[:, :0]
+        image, labels = labels.float(), (image / 3).clip(-1, 1)
     return Batch(
-        normal(2, planes, *size),
-        torch.randint(0, classes, (2, 1, *size), generator=generator, dtype=torch.int16),
+        image,
+        labels,
         torch.tensor([0.6, 0.25], dtype=torch.float64),
         normal(2, model.noise_channels, *size),
         torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64),
@@ -143,7 +159,7 @@ def test_two_equal_calls_agree_bit_for_bit(recipe: str, dims: int):
     assert losses[0] == losses[1]
 
 
-@recipe_of
+@pytest.mark.parametrize("recipe", [name for name in EVERY if name != "image_prior"])
 @dims_of
 def test_the_image_decides(recipe: str, dims: int):
     model = built(recipe, dims)
@@ -212,9 +228,9 @@ def test_time_changes_the_output(recipe: str):
     assert float((early - late).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_docstring_names_source_and_departures(name: str):
-    text = recipes.RECIPES[name].__doc__ or ""
+    text = EVERY[name].__doc__ or ""
     assert len(text) > 40
     if name not in ("unet", "anchored", "rectified_flow"):
         assert "eparture" in text, f"{name}: say what departs from the paper"

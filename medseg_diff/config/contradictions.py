@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medseg_diff.config.model import ModelConfig
     from medseg_diff.config.sections import Config
 
 
@@ -46,7 +45,9 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     )
     if model.adversarial is not None:
         yield from _beside_two_domains(config)
-    if config.task is not None:
+    if model.prior is not None:
+        yield from _beside_prior(config)
+    elif config.task is not None:
         yield from _beside_masks(config) if config.task.target is None else _beside_images(config)
 
 
@@ -148,6 +149,11 @@ def _beside_two_domains(config: Config) -> Iterator[tuple[bool, str]]:
 def _beside_masks(config: Config) -> Iterator[tuple[bool, str]]:
     """What a task that segments cannot have."""
     yield (
+        config.task is not None and not config.task.structures,
+        "this case list names no structure, so there is nothing to segment: add its labels, or set "
+        "model.prior: unconditional",
+    )
+    yield (
         config.model.uses_source,
         "this path ends in the source image, and masks have none: give the case list a target, or "
         "set another model.path",
@@ -213,6 +219,49 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
+def _beside_prior(config: Config) -> Iterator[tuple[bool, str]]:
+    """What a model of the scans themselves cannot have."""
+    model, objective, training, wanted = (
+        config.model, config.objective, config.training, config.prediction,
+    )  # fmt: skip
+    of_masks = (objective.dice, objective.cross_entropy, objective.focal, objective.anchor)
+    yield (
+        any(weight > 0 for weight in of_masks),
+        "objective: dice, cross_entropy, focal and anchor compare masks, and model.prior makes "
+        "scans: use squared_error or absolute_error",
+    )
+    yield (
+        training.augmentation != "standard"
+        or training.reflow_from is not None
+        or training.lora is not None,
+        "model.prior learns how scans look: leave out training.augmentation, reflow_from and lora",
+    )
+    yield (
+        wanted.sampler in ("anchor", "analytic")
+        or wanted.fuse != "mean"
+        or wanted.settle is not None
+        or bool(wanted.flips or wanted.shapes)
+        or wanted.cleanup != "none"
+        or wanted.dynamic_threshold is not None
+        or wanted.guidance != 1,
+        "prediction: model.prior makes scans, which are drawn one by one: leave out the samplers "
+        "anchor and analytic, fuse, settle, flips, cleanup, shapes, guidance and dynamic_threshold",
+    )
+    yield (
+        any(spec.kind not in ("percentile", "range") for spec in config.plan.normalisation or ()),
+        "plan.normalisation: scans that are made need their units back: use percentile or range",
+    )
+    yield (
+        model.prior == "mask" and config.task is not None and not config.task.structures,
+        "model.prior: mask needs label maps, and this case list names no structure: set prior: "
+        "unconditional",
+    )
+    yield (
+        config.task is not None and config.task.target is not None,
+        "model.prior makes the scans of a list without target, and this case list has one",
+    )
+
+
 def _beside_classes(config: Config) -> Iterator[tuple[bool, str]]:
     """What a process of drawn classes does not know."""
     objective, wanted = config.objective, config.prediction
@@ -238,115 +287,4 @@ def _beside_classes(config: Config) -> Iterator[tuple[bool, str]]:
         steps > config.model.discrete_steps,
         f"the process has model.discrete_steps: {config.model.discrete_steps}: take no more "
         "prediction.steps",
-    )
-
-
-def discrete_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
-    """What cannot stand beside a process of drawn classes, each with the sentence for the user."""
-    classes = model.kind == "discrete"
-    segmenter = model.discrete_prior == "segmenter"
-    yield (
-        segmenter and (not classes or model.conditioner != "anchored"),
-        "discrete_prior 'segmenter' is an anchor's mask: set kind: discrete and conditioner: "
-        "anchored",
-    )
-    gaussian = (
-        model.path != "variance_preserving"
-        or model.betas is not None
-        or model.input_scale != 1
-        or model.zero_terminal_snr
-    )
-    yield (
-        classes and gaussian,
-        "kind 'discrete' has no path but model.schedule: leave out path, betas, input_scale and "
-        "zero_terminal_snr",
-    )
-    yield (
-        classes and model.output != "clean",
-        "kind 'discrete' predicts the mask's logits: set output: clean",
-    )
-    yield (
-        classes and (model.learned_variance or model.self_conditioning),
-        "kind 'discrete' has no learned_variance and no self_conditioning: leave them out",
-    )
-    yield (
-        classes and model.condition_dropout > 0,
-        "kind 'discrete' has no guidance: leave out condition_dropout",
-    )
-
-
-def joint_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
-    """What cannot stand beside a state of image and mask, each with the sentence for the user."""
-    joint = model.joint
-    yield (
-        joint and (model.kind != "diffusion" or model.latent is not None),
-        "joint stacks an image and a mask of pixels: set kind: diffusion and leave out latent",
-    )
-    yield (
-        joint and (model.conditioner != "none" or model.concat_image),
-        "joint shows the network no image beside its state: set conditioner: none and "
-        "concat_image: false",
-    )
-    yield (
-        joint and (model.output in ("clean", "correction") or model.learned_variance),
-        "an image has no logits, and joint no learned_variance: use output velocity, noise, score "
-        "or flow_velocity",
-    )
-    yield (
-        joint and (model.self_conditioning or model.condition_dropout > 0),
-        "joint has no condition: leave out self_conditioning and condition_dropout",
-    )
-
-
-def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
-    """What cannot stand beside a further condition, each with the sentence for the user."""
-    controlled = model.control_planes > 0
-    yield (
-        controlled and (model.kind != "diffusion" or model.denoiser != "unet"),
-        "control_planes copies the encoder of a denoiser: set kind: diffusion and denoiser: unet",
-    )
-    yield (
-        controlled and (not model.concat_image or model.latent is not None),
-        "control_planes come in with the image beside the state: set concat_image: true and leave "
-        "out latent",
-    )
-    yield (
-        controlled and (model.self_conditioning or model.discrete_prior == "segmenter"),
-        "control_planes are the last of the denoiser's input: leave out self_conditioning and "
-        "discrete_prior",
-    )
-
-
-def adversarial_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
-    """What cannot stand beside unpaired translation, each with the sentence for the user."""
-    adversarial = model.adversarial is not None
-    yield (
-        adversarial
-        and (model.kind != "diffusion" or model.denoiser != "unet" or model.conditioner != "none"),
-        "adversarial has generators of its own: set kind: diffusion, denoiser: unet and "
-        "conditioner: none",
-    )
-    yield (
-        adversarial and (model.path != "variance_preserving" or model.output != "clean"),
-        "adversarial judges steps of the variance preserving path made from a clean image: set "
-        "path: variance_preserving and output: clean",
-    )
-    yield (
-        adversarial and (model.betas is not None or model.input_scale != 1),
-        "adversarial walks large steps of model.schedule: leave out betas and input_scale",
-    )
-    others = (
-        model.learned_variance,
-        model.self_conditioning,
-        model.condition_dropout > 0,
-        model.latent is not None,
-        model.joint,
-        model.control_planes > 0,
-        not model.concat_image,
-    )
-    yield (
-        adversarial and any(others),
-        "adversarial shows its generators a noisy image and a source alone: leave out "
-        "learned_variance, self_conditioning, condition_dropout, latent, joint and control_planes, "
-        "and set concat_image: true",
     )

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from medseg_diff.config.base import Section
-from medseg_diff.config.contradictions import (
+from medseg_diff.config.apart import (
     adversarial_apart,
     control_apart,
     discrete_apart,
     joint_apart,
+    prior_apart,
 )
+from medseg_diff.config.base import Section
 
 
 class LatentConfig(Section):
@@ -115,7 +116,9 @@ class ModelConfig(Section):
     condition_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
-    latent: LatentConfig | None = Field(None, description="diffuse a latent of the mask")
+    latent: LatentConfig | None = Field(
+        None, description="diffuse a latent of the mask, or of a prior's scan"
+    )
     adversarial: AdversarialConfig | None = Field(
         None, description="translate between data.cases and data.target_cases, without pairs"
     )
@@ -128,6 +131,11 @@ class ModelConfig(Section):
     )
     joint: bool = Field(
         False, description="diffuse image and mask as one state; the image is put in at prediction"
+    )
+    prior: Literal["unconditional", "mask"] | None = Field(
+        None,
+        description="diffuse the scans themselves, with no scan as condition: unconditional, or "
+        "given the label map",
     )
     discrete_steps: int = Field(250, ge=1, description="discrete: steps of the process")
     discrete_prior: Literal["uniform", "segmenter"] = Field(
@@ -151,6 +159,7 @@ class ModelConfig(Section):
             *joint_apart(self),
             *control_apart(self),
             *adversarial_apart(self),
+            *prior_apart(self),
         ):
             if broken:
                 raise ValueError(message)

@@ -69,6 +69,14 @@ class PlanConfig(Section):
         description="values of a translation's target that become -1 and 1, in its own units; what "
         "lies beyond is clipped",
     )
+    image_ranges: tuple[tuple[float, float], ...] | None = Field(
+        None,
+        description="prior: for each plane of the scans, the values that -1 and 1 stand for in "
+        "what is made",
+    )
+    raster: bool | None = Field(
+        None, description="prior: whether scans are 2-D files; None is decided by the training's"
+    )
     centre_crop: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
         min_length=2,
@@ -218,12 +226,20 @@ class Config(Section):
         return (size[0], size[1], size[2] if len(size) == 3 else 1)
 
     @property
+    def makes(self) -> Literal["masks", "translations", "scans"]:
+        """What comes out of the trained model."""
+        if self.model.prior is not None:
+            return "scans"
+        return "masks" if self.known_task.target is None else "translations"
+
+    @property
     def input_planes(self) -> int:
-        """Channels of the network's image input, coordinates included."""
+        """Channels of the model's image input, coordinates included; a label map counts as one."""
         if self.task is None or self.plan.spatial_dims is None:
             raise ValueError("the configuration is not complete: task and plan come from the data")
         places = self.plan.spatial_dims if self.plan.coordinates else 0
-        return self.task.image_planes + places
+        seen = {None: self.task.image_planes, "mask": 1, "unconditional": 0}[self.model.prior]
+        return seen + places
 
     def to_yaml(self) -> str:
         """YAML text that :func:`parse_config` turns back into an equal configuration."""

@@ -21,7 +21,11 @@ from monai.transforms import (
 
 
 def augmentation(
-    patch_size: Sequence[int], mirror_axes: Sequence[int] = (), *, images: bool = False
+    patch_size: Sequence[int],
+    mirror_axes: Sequence[int] = (),
+    *,
+    images: bool = False,
+    intensities: bool = True,
 ) -> Compose:
     """nnU-Net-like random changes of ``image`` (C, *S) and ``label`` (1, *S), cut to the patch.
 
@@ -30,7 +34,8 @@ def augmentation(
     nearest neighbour.
 
     With ``images`` the label is a target image: it moves by linear interpolation as its source
-    does, and no intensity is changed, since the two belong together.
+    does, and no intensity is changed, since the two belong together. Without ``intensities``
+    neither is it, but the label stays one.
     """
     dims = len(patch_size)
     both = ("image", "label")
@@ -53,7 +58,7 @@ def augmentation(
         RandAffined(prob=0.35, rotate_range=rotation, scale_range=[0.15] * dims, **moves),
         elastic(prob=0.1, **bend, **moves),
     ]
-    intensities: list[Any] = [
+    looks: list[Any] = [
         RandGaussianNoised("image", prob=0.1, std=0.1),
         RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{a}": (0.3, 0.8) for a in "xyz"[:dims]}),
         RandScaleIntensityd("image", prob=0.15, factors=0.25),
@@ -65,6 +70,6 @@ def augmentation(
             upsample_mode="trilinear" if dims == 3 else "bilinear",
         ),
     ]
-    steps += [] if images else intensities
+    steps += looks if intensities and not images else []
     steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes]
     return Compose(steps)

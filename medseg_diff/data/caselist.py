@@ -76,7 +76,7 @@ class Case(BaseModel):
         part: ``"train"``, ``"validation"`` or ``"test"``.
         channels: Channel name -> image file, relative to the list's folder.
         references: One mask per annotator; only test cases may have none, and those of a list
-            that translates.
+            that translates or names no structure.
         target: Image on the first channel's grid that a translation is to make.
         sha256: Digest per file, for any of the files above.
     """
@@ -329,7 +329,7 @@ def _check_cases(caselist: CaseList) -> None:
     if no_image:
         raise InputError("cases without an image", field="channels", found=", ".join(no_image))
     no_mask = [c.case for c in caselist.cases if c.part != "test" and not c.references]
-    if no_mask and caselist.target is None and caselist.labels:
+    if no_mask and caselist.target is None and caselist.structures:
         raise InputError(
             "training or validation cases without a reference mask", field="references",
             found=", ".join(no_mask), remedy="add their masks, or move them to part test",

@@ -109,27 +109,33 @@ class TrainingSet(Dataset[dict[str, Any]]):
     """Crops, augmentations, times and noise of sample numbers 0, 1, 2, ...
 
     Args:
-        cases: Preprocessed training cases.
+        cases: Preprocessed training cases, a dataset or a list.
         config: Complete configuration.
         state_channels: Channels K of the diffused state, for the noise.
     """
 
-    def __init__(self, cases: CacheDataset, config: Config, state_channels: int) -> None:
+    def __init__(
+        self, cases: CacheDataset | Sequence[Preprocessed], config: Config, state_channels: int
+    ) -> None:
         plan = config.plan
         if plan.patch_size is None or plan.spatial_dims is None:
             raise ValueError("the plan is not complete")
         self.cases, self.config = cases, config
+        self.items: Sequence[dict[str, Any]] = getattr(cases, "data", cases)
         self.dims: int = plan.spatial_dims
         self.patch = tuple(plan.patch_size)
         self.state_channels = state_channels
         self.watch = Watch(config.training.workers)
         # With all annotators an epoch visits every mask; otherwise every case.
         self.translates = config.task is not None and config.task.target is not None
+        self.prior = config.model.prior
         every = config.data.annotators == "all" and not self.translates
-        counts = [len(c["references"]) for c in cases.data] if every else [1] * len(cases)
+        counts = [len(c["references"]) for c in self.items] if every else [1] * len(cases)
         self.masks = [(index, rater) for index, n in enumerate(counts) for rater in range(n)]
         training = config.training
-        self.augment = _augment(self.patch, training, images=self.translates)
+        self.augment = _augment(
+            self.patch, training, images=self.translates, intensities=self.prior is None
+        )
         # Room for rotation and scaling without reaching past the crop. The same on both sides: a
         # crop of other parity than the patch would be sampled between voxels, where the image
         # interpolates and the label rounds, and the two would part by half a voxel.
@@ -145,7 +151,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def sample_bytes(self) -> int:
         """Size of one sample as a worker hands it over."""
         planes = self.config.input_planes + self.state_channels
-        truth = 4 * self.state_channels if self.translates else 2
+        truth = 4 * self.state_channels if self.translates or self.prior is not None else 2
         return math.prod(self.patch) * (4 * planes + truth)
 
     def case_of(self, number: int) -> tuple[int, int]:
@@ -155,7 +161,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     def case_name(self, number: int) -> str:
         """Name of a sample's case."""
-        return str(self.cases.data[self.case_of(number)[0]]["case"])
+        return str(self.items[self.case_of(number)[0]]["case"])
 
     def _mask_of(self, number: int, later: int = 0) -> tuple[int, int, int]:
         """Case index, annotator (where all of them take part) and epoch of a sample number.
@@ -169,7 +175,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Sample ``number``: image (C, *patch), label (1, *patch), t (), noise, coins (2,).
 
-        The label of a translation is its target image, (K, *patch) float32 in [-1, 1].
+        The label of a translation is its target image, (K, *patch) float32 in [-1, 1]. A prior's
+        is the scan itself, and its image the label map where it is a condition.
 
         Where its case cannot be used, the next in the epoch's round that can takes its place, and
         ``bad`` maps the names of those passed over to the lines why. With none left ``bad`` is all
@@ -192,7 +199,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         # The first annotator's samples keep the randomness that a case of one mask has.
         which = [index, epoch] if rater == 0 else [index, epoch, rater]
         rng = np.random.default_rng([self.config.seed, 1, *which])
-        truth = case["target"] if self.translates else self._mask(case["label"], rater, rng)
+        truth = case["target"] if self.translates else self._mask(case, rater, rng)
         centre = self._centre(case, rng)
         image = crop(case["image"], centre, self.crop_size)
         label = crop(truth, centre, self.crop_size)
@@ -205,10 +212,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
                     {"image": torch.from_numpy(image), "label": torch.from_numpy(label).float()}
                 )
             image, label = np.asarray(sample["image"]), np.asarray(sample["label"])
+        if self.prior is not None:
+            shown = label.round().astype(np.float32) if self.prior == "mask" else image[:0]
+            image, label = shown, image.clip(-1, 1)
         start = [int(c) - n // 2 for c, n in zip(centre, self.patch, strict=False)]
         image = network_input(image, self.config.plan, start, case["image"].shape[1:])
         noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)
-        label = label if self.translates else label.round().astype(np.int16)
+        if not self.translates and self.prior is None:
+            label = label.round().astype(np.int16)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
             "label": torch.from_numpy(np.ascontiguousarray(label)),
@@ -219,9 +230,12 @@ class TrainingSet(Dataset[dict[str, Any]]):
         }
 
     def _mask(
-        self, label: NDArray[np.int16], rater: int, rng: np.random.Generator
+        self, case: dict[str, Any], rater: int, rng: np.random.Generator
     ) -> NDArray[np.int16]:
-        """One annotator's mask (1, *S) of all (R, *S): the given one, or one drawn at random."""
+        """One annotator's mask (1, *S), the given or one drawn at random; empty without any."""
+        label: NDArray[np.int16] | None = case.get("label")
+        if label is None:
+            return np.zeros((1, *case["image"].shape[1:]), np.int16)
         drawn = int(rng.integers(len(label)))
         if self.config.data.annotators == "random":
             rater = drawn
@@ -323,11 +337,13 @@ def batches(
         yield Batch(item["image"], item["label"], item["t"], item["noise"], item["coins"])
 
 
-def _augment(patch: Sequence[int], training: TrainingConfig, *, images: bool) -> Compose | None:
+def _augment(
+    patch: Sequence[int], training: TrainingConfig, *, images: bool, intensities: bool
+) -> Compose | None:
     """What a training asks for: nothing, moves and mild changes of intensity, or more."""
     if not training.augment:
         return None
-    standard = augmentation(patch, training.mirror_axes, images=images)
+    standard = augmentation(patch, training.mirror_axes, images=images, intensities=intensities)
     if training.augmentation == "strong":
         return Compose([standard, *strong_appearance(patch)])
     if training.augmentation == "synthetic":

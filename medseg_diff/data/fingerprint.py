@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from medseg_diff import io
 from medseg_diff.config import ModelConfig, Normalisation, PlanConfig, TaskConfig
 from medseg_diff.data.caselist import Case, CaseList
-from medseg_diff.data.transforms import AXIS_LABELS, AddDepth, LoadCase, spacing_of
+from medseg_diff.data.transforms import AXIS_LABELS, PERCENTILES, AddDepth, LoadCase, spacing_of
 from medseg_diff.data.unreadable import Skipped
 from medseg_diff.errors import InputError
 
@@ -57,6 +57,8 @@ class Fingerprint:
         target_planes: Planes of a translation's target.
         target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; of
             images alone theirs; None for a task of masks.
+        image_ranges: For each image plane, the medians over the scans of the percentiles that
+            normalisation by percentile takes, (C, 2).
     """
 
     shapes: NDArray[np.int64]
@@ -66,6 +68,7 @@ class Fingerprint:
     raster: bool
     target_planes: int = 1
     target_range: tuple[float, float] | None = None
+    image_ranges: tuple[tuple[float, float], ...] = ()
 
 
 def task_of(cases: CaseList) -> TaskConfig:
@@ -130,7 +133,7 @@ def fingerprint(
     task = _with_target_planes(task, cases, part)
     load = LoadCase(task)
     turn = Orientation(axcodes=orientation, labels=AXIS_LABELS)
-    shapes, spacings, inside, ends = [], [], [], []
+    shapes, spacings, inside, ends, own = [], [], [], [], []
     chosen = part[:: max(1, len(part) // MOST_CASES)][:MOST_CASES]
     raster = False
     for case in chosen:
@@ -146,6 +149,7 @@ def fingerprint(
         shapes.append(image.shape[1:])
         spacings.append(spacing_of(image))
         values = np.asarray(item["image"])
+        own.append(np.percentile(values.reshape(len(values), -1), PERCENTILES, axis=1).T)
         if "target" in item and item["target"] is not None:
             ends.append(np.percentile(np.asarray(item["target"]), TARGET_PERCENTILES))
         elif not task.labels:
@@ -163,6 +167,7 @@ def fingerprint(
         raster,
         task.target_planes,
         _range_of(ends) if task.target is not None or not task.labels else None,
+        tuple((float(a), float(b)) for a, b in np.median(own, axis=0)),
     )
 
 
@@ -221,10 +226,24 @@ def complete_plan(
             "spatial_dims": dims,
             "spacing_mm": spacing,
             "patch_size": tuple(int(n) for n in patch),
-            "normalisation": plan.normalisation or normalisation_for(task, found),
+            "normalisation": plan.normalisation
+            or normalisation_for(task, found, invertible=model.prior is not None),
             "target_range": plan.target_range or found.target_range,
             "batch_size": batch,
         }
+    )
+
+
+def plan_of_scans(plan: PlanConfig, found: Fingerprint) -> PlanConfig:
+    """What a model of scans has to know besides of a complete plan: their units and their files."""
+    specs = plan.normalisation or ()
+    own = [
+        spec.clip if spec.kind == "range" and spec.clip is not None else ends
+        for spec, ends in zip(specs, found.image_ranges, strict=True)
+    ]
+    raster = found.raster if plan.raster is None else plan.raster
+    return plan.model_copy(
+        update={"image_ranges": plan.image_ranges or tuple(own), "raster": raster}
     )
 
 
@@ -235,18 +254,21 @@ def free_memory_gb() -> float:
     return float(psutil.virtual_memory().available) / 2**30
 
 
-def normalisation_for(task: TaskConfig, found: Fingerprint) -> tuple[Normalisation, ...]:
+def normalisation_for(
+    task: TaskConfig, found: Fingerprint, *, invertible: bool = False
+) -> tuple[Normalisation, ...]:
     """MR: z-score inside the foreground. CT: clip to labelled percentiles, then z-score. RGB:
     z-score per plane. Other: z-score over the image.
 
-    Where images are translated, source and target share units in about [-1, 1]: CT by labelled
-    (there: all) percentiles, all else by the image's own.
+    Where images are translated or made, they share units in about [-1, 1], which can be undone
+    (``invertible``): CT by fixed percentiles of the training scans, all else by the image's own.
     """
-    if task.target is not None:
+    if task.target is not None or invertible:
         if task.modality == "CT":
+            labelled = [(low, high) for low, high, *_ in found.foreground.tolist()]
             return tuple(
                 Normalisation(kind="range", clip=(low, max(high, low + 1e-6)))
-                for low, high, *_ in found.foreground.tolist()
+                for low, high in (found.image_ranges if invertible else labelled)
             )
         return tuple(Normalisation(kind="percentile") for _ in range(sum(found.planes)))
     if task.modality == "CT":

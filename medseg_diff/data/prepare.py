@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medseg_diff.config import Config
 from medseg_diff.config.contradictions import contradictions
 from medseg_diff.data.caselist import CaseList, load_caselist
-from medseg_diff.data.fingerprint import complete_plan, fingerprint, task_of
+from medseg_diff.data.fingerprint import complete_plan, fingerprint, plan_of_scans, task_of
 from medseg_diff.data.sample import sample_caselist
 from medseg_diff.data.splits import kfold
 from medseg_diff.data.unpaired import complete_unpaired
@@ -71,15 +71,16 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
             "no training case", field="data.cases", remedy="give some cases part 'train'"
         )
     task = config.task or task_of(cases)
-    if task.target is None and not task.labels:
+    if task.target is None and not task.labels and config.model.prior is None:
         raise InputError(
             "the list has images alone", file=config.data.cases, field="labels",
-            remedy="give it labels and masks to segment, a target to translate, or translate "
-            "without pairs (data.target_cases)",
+            remedy="give it labels and masks to segment, a target to translate, translate "
+            "without pairs (data.target_cases), or learn the scans (model.prior: unconditional)",
         )  # fmt: skip
     plan = config.plan
     needed = ["spatial_dims", "spacing_mm", "patch_size", "normalisation"]
     needed += ["target_range"] if task.target is not None else []
+    needed += ["image_ranges", "raster"] if config.model.prior is not None else []
     complete = task.input_channels and all(getattr(plan, key) is not None for key in needed)
     if not complete or plan.batch_size is None:
         # Validation cases count too: the folds of a cross-validation then share one plan, and
@@ -89,6 +90,8 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         planes = {"input_channels": found.planes, "target_planes": found.target_planes}
         task = task.model_copy(update=planes)
         plan = complete_plan(plan, task, config.model, found)
+        if config.model.prior is not None:
+            plan = plan_of_scans(plan, found)
     whole = config.model_copy(update={"task": task, "plan": plan})
     return _checked(whole), cases, _facts(cases)
 

@@ -207,16 +207,21 @@ def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDAr
     if spec.kind == "ct":
         return ((values - spec.mean) / spec.sd).astype(np.float32)
     if spec.kind in ("percentile", "range"):
-        ends = spec.clip if spec.kind == "range" else np.percentile(values, PERCENTILES)
-        if ends is None:
-            raise ValueError("a normalisation of kind range needs clip: the ends of the range")
-        return to_range(values, (float(ends[0]), float(ends[1])))
+        return to_range(values, ends_of(values, spec))
     counted = values[values != 0] if spec.kind == "zscore_foreground" else values.ravel()
     sd = counted.std() if counted.size else 0.0
     # A scan whose spread is rounding noise carries no contrast to normalise.
     if sd <= 1e-6 * max(1.0, abs(counted.mean()) if counted.size else 1.0):
         return np.zeros(values.shape, dtype=np.float32)
     return ((values - counted.mean()) / sd).astype(np.float32)
+
+
+def ends_of(values: NDArray[Any], spec: Normalisation) -> tuple[float, float]:
+    """The values of a channel that its normalisation by percentile or range brings to -1 and 1."""
+    ends = spec.clip if spec.kind == "range" else np.percentile(values, PERCENTILES)
+    if ends is None:
+        raise ValueError("a normalisation of kind range needs clip: the ends of the range")
+    return float(ends[0]), float(ends[1])
 
 
 def to_range(values: NDArray[Any], ends: tuple[float, float]) -> NDArray[np.float32]:
@@ -325,6 +330,7 @@ class Preprocess(MapTransform):
         image = np.asarray(self.place_image(data["image"]), dtype=np.float32)
         result = {k: v for k, v in data.items() if k not in ("channels", "references")}
         result["image"] = normalise(image, self.plan.normalisation or ())
+        result["foreground"] = []
         if self.task.target is not None and "target" in data:
             if self.plan.target_range is None:
                 raise ValueError("the plan is not complete: it has no target_range")

@@ -15,7 +15,7 @@ from medseg_diff.config.directions import Direction
 from medseg_diff.errors import UsageError
 from medseg_diff.inference import Predictor, load
 from medseg_diff.one_case import Claim, Outcome, predict_one
-from medseg_diff.translation import load_translator
+from medseg_diff.unpaired import load_any_translator
 
 ENGINES = ("local", "ray")
 
@@ -69,6 +69,7 @@ class ModelSource:
         translates: Whether the models make images.
         direction: Of images without pairs: ``"backward"`` swaps source and target.
         adapter: File or run folder of an adapter that was trained on the model.
+        source_model: Run folder of the source's prior, for unpaired translation.
     """
 
     models: tuple[str, ...]
@@ -78,11 +79,14 @@ class ModelSource:
     translates: bool = False
     adapter: str | None = None
     direction: Direction = "forward"
+    source_model: str | None = None
 
     def load(self, device: str | None = None) -> Predictor:
         """The predictor, on the source's device or another."""
         if self.translates:
-            return load_translator(self.models, device or self.device, self.direction)
+            return load_any_translator(
+                self.models, device or self.device, self.direction, self.source_model
+            )
         predictor = load(self.models, device or self.device, self.adapter)
         if self.guide is None:
             return predictor
@@ -95,7 +99,8 @@ class ModelSource:
         models = tuple(str(Path(m).absolute()) if Path(m).exists() else m for m in self.models)
         guide = None if self.guide is None else str(Path(self.guide).absolute())
         adapter = None if self.adapter is None else str(Path(self.adapter).absolute())
-        return replace(self, models=models, guide=guide, adapter=adapter)
+        source = None if self.source_model is None else str(Path(self.source_model).absolute())
+        return replace(self, models=models, guide=guide, adapter=adapter, source_model=source)
 
 
 def engine_by_name(

@@ -17,6 +17,7 @@ from medseg_diff.io.dicom_seg import Algorithm, write_parametric_map, write_seg
 from medseg_diff.io.grid import require_same_grid
 from medseg_diff.io.images import (
     count_voxels,
+    empty_image,
     label_suffix,
     map_suffix,
     read_channels,
@@ -55,6 +56,7 @@ __all__ = [
     "case_stem",
     "count_voxels",
     "dicom_files",
+    "empty_image",
     "find_scans",
     "holds_dicom",
     "is_dicom_source",

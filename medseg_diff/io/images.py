@@ -5,7 +5,7 @@ Shapes: C channels, K maps, `*S` spatial axes (three for NIfTI, two for raster i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,30 @@ def count_voxels(path: dicom.Source, options: ReadOptions = DEFAULT) -> int | No
     if not isinstance(path, str | Path) or _is_dicom(Path(path)) or _is_raster(Path(path)):
         return None
     return nifti.read_header(Path(path), options).n_voxels
+
+
+def empty_image(
+    shape: Sequence[int], spacing_mm: Sequence[float], orientation: str, *, raster: bool = False
+) -> MetaTensor:
+    """A grid of zeros, (1, *S), that no file brought: what is written like it lies at the origin.
+
+    Args:
+        shape: Voxels along the axes, three of them, or two of a raster image.
+        spacing_mm: Along each axis; a raster image has none.
+        orientation: Where the axes point, e.g. ``"RAS"``.
+        raster: Whether it stands for a 2-D file.
+    """
+    affine, header = np.eye(4), {"shape": tuple(shape)}
+    if not raster:
+        affine = np.zeros((4, 4))
+        affine[3, 3] = 1
+        for axis, code in enumerate(orientation):
+            world = next(k for k, ends in enumerate(("LR", "PA", "IS")) if code in ends)
+            affine[world, axis] = spacing_mm[axis] * (1 if code in "RAS" else -1)
+        header = nifti.fresh_grid(affine, tuple(shape)).as_meta()
+    values = np.zeros((1, *shape), np.float32)
+    stored = Stored(Path("none"), "raster" if raster else "nifti", values, affine, header)
+    return to_image(stored, DEFAULT)
 
 
 def write_label(path: str | Path, labels: ArrayLike, like: MetaTensor, *, n_classes: int) -> None:

@@ -16,6 +16,7 @@ from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.flipped import with_flips
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.prior import LatentPriorModel, PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "FeatureModel",
     "JointModel",
     "LatentModel",
+    "LatentPriorModel",
     "Loss",
+    "PriorModel",
     "ProbabilisticUNetModel",
     "RegressionModel",
     "Sampling",

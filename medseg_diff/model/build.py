@@ -32,6 +32,7 @@ from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.prior import LatentPriorModel, PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.adversarial import Discriminator, Generator, translator
 from medseg_diff.networks.autoencoder import MaskAutoencoder
@@ -53,6 +54,8 @@ def build_model(config: Config) -> SegmentationModel:
     if config.task is None or config.plan.spatial_dims is None:
         raise ValueError("the configuration is not complete: task and plan come from the data")
     dims, planes, model = config.plan.spatial_dims, config.input_planes, config.model
+    if model.prior is not None:
+        return build_prior(dims, config)
     if model.control_planes >= planes:
         raise UsageError(
             "no plane of the image is left to the base",
@@ -143,6 +146,26 @@ def build_two_domains(
     return AdversarialModel(codecs, networks, path, adversarial, config.objective)
 
 
+def build_prior(dims: int, config: Config) -> PriorModel | LatentPriorModel:
+    """A model of the scans themselves."""
+    task, model = config.known_task, config.model
+    codec = ImageCodec(task.image_planes)
+    condition = mask_codec(task) if model.prior == "mask" else None
+    # The label map is one plane of the input; the network sees one for each class.
+    more = 0 if condition is None else condition.channels - 1
+    planes, latent = config.input_planes + more, model.latent
+    state = codec.channels if latent is None else latent.channels
+    denoiser = build_denoiser(dims, planes, state, model)
+    parts = build_path(model), codec, build_law(config.objective), model, config.objective
+    if latent is None:
+        return PriorModel(condition, denoiser, *parts)
+    autoencoder = MaskAutoencoder(
+        dims, codec.channels, latent.channels, latent.features, latent.regulariser, latent.codes
+    )
+    conditioner = build_conditioner(dims, planes, codec.channels, model)
+    return LatentPriorModel(condition, autoencoder, denoiser, conditioner, *parts)
+
+
 def build_baseline(
     dims: int, planes: int, codec: Codec, model: ModelConfig, objective: ObjectiveConfig
 ) -> SegmentationModel:
@@ -174,6 +197,11 @@ def build_codec(task: TaskConfig) -> Codec:
     """Codec of a task: a target image, classes with a background channel, or regions."""
     if task.target is not None:
         return ImageCodec(task.target_planes)
+    return mask_codec(task)
+
+
+def mask_codec(task: TaskConfig) -> OneHotCodec:
+    """Codec of a task's label maps: classes with a background channel, or regions."""
     if task.regions is not None:
         return OneHotCodec(tuple(task.regions.values()), False, task.ignore_label)
     values = tuple((value,) for value in sorted(task.labels.values()))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from medseg_diff.codecs import OneHotCodec
+from medseg_diff.codecs import Codec
 from medseg_diff.config import ModelConfig, ObjectiveConfig
 from medseg_diff.data.records import Batch
 from medseg_diff.diffusion import objectives
@@ -34,15 +34,13 @@ class LatentModel(DiffusionModel):
     In the second stage the autoencoder is frozen; ``end_to_end`` trains both from the start.
     """
 
-    codec: OneHotCodec
-
     def __init__(
         self,
         autoencoder: MaskAutoencoder,
         denoiser: nn.Module,
         conditioner: nn.Module | None,
         path: Path,
-        codec: OneHotCodec,
+        codec: Codec,
         law: TimeLaw,
         config: ModelConfig,
         objective: ObjectiveConfig,
@@ -88,16 +86,16 @@ class LatentModel(DiffusionModel):
         self, batch: Batch, state: Tensor, noise: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Dice + cross-entropy of the decoded latent, its regulariser, and the latent itself."""
-        latent = self.autoencoder.encode(state, noise)
+        codec, latent = self.mask_codec, self.autoencoder.encode(state, noise)
         logits = self.autoencoder.decode(latent.z, batch.labels.shape[2:])
-        parts = mask_losses(logits, batch.labels, self.codec, ObjectiveConfig(dice=1))
-        truth = self.codec.targets(batch.labels)
+        parts = mask_losses(logits, batch.labels, codec, ObjectiveConfig(dice=1))
+        truth = codec.targets(batch.labels)
         weight = class_weight(truth, self.latent.small_structures)
-        counted = self.codec.weight(batch.labels)
+        counted = codec.weight(batch.labels)
         parts["cross_entropy"] = objectives.cross_entropy(
             logits,
             truth,
-            exclusive=self.codec.exclusive,
+            exclusive=codec.exclusive,
             weight=weight if counted is None else weight * counted,
         )
         share = self.latent.kl if self.latent.regulariser == "kl" else 1.0
@@ -148,7 +146,9 @@ class LatentModel(DiffusionModel):
         size = context.image.shape[2:]
 
         def decode(z: Tensor) -> Tensor:
-            return self.codec.probabilities(self.autoencoder.decode(self.autoencoder.snap(z), size))
+            return self.mask_codec.probabilities(
+                self.autoencoder.decode(self.autoencoder.snap(z), size)
+            )
 
         return decode
 
