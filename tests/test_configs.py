@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from medseg_diff.adaptation.definition import load_experiments
 from medseg_diff.config import Config, load_config, merged, parse_config
 from medseg_diff.model import build_model
 from medseg_diff.recipes import RECIPES
@@ -146,3 +147,12 @@ def test_the_default_model_learns_its_time(repository: Path) -> None:
     gradients = [p.grad for n, p in model.named_parameters() if "embedding" in n]
     assert gradients
     assert all(g is not None and float(g.abs().max()) > 0 for g in gradients)
+
+
+def test_shipped_experiments(repository: Path) -> None:
+    """They parse, and have the two rows that every gap is counted from."""
+    files = sorted((repository / "configs" / "experiments").glob("*.yaml"))
+    assert files
+    for file in files:
+        for one in load_experiments(file).values():
+            assert {"source_only", "oracle"} <= set(one.rows)

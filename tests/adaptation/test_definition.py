@@ -147,12 +147,3 @@ def test_sites_that_share_a_folder_are_refused(tmp_path: Path):
     with_sites(tmp_path, ("A/1", "A 1"))
     with pytest.raises(UsageError, match="no folder"):
         load_experiments(write(tmp_path, sites=SITES))
-
-
-def test_shipped_experiments(repository: Path):
-    """They parse, and have the two rows that every gap is counted from."""
-    files = sorted((repository / "configs" / "experiments").glob("*.yaml"))
-    assert files
-    for file in files:
-        for one in load_experiments(file).values():
-            assert {"source_only", "oracle"} <= set(one.rows)
