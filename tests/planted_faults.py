@@ -833,7 +833,7 @@ MANIFEST = [
         "except psutil.NoSuchProcess:\n            return False",
         "except psutil.NoSuchProcess:\n            return True",
     ),
-    Fault("if afresh and busy:", "if False:"),
+    Fault("busy = self._busy() if afresh else []", "busy = []"),
     Fault("FAILED if error else DONE", "DONE"),
     Fault("AND owner = ?", "AND owner != ?"),
     Fault('self._base.execute("DELETE FROM cases")', "pass"),

@@ -208,6 +208,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     for translator, words, given in (
         (alone, "--encoder", {"encoder": "noise"}),
         (alone, "--flip", {"flips": [0]}),
+        (alone, "--mask", {"mask": file}),
+        (both, "--degrade", {"degrade": 2}),
         (alone, "--units", {"units": "mine"}),
         (both, "--sampler", {"sampler": "ddim"}),
     ):
@@ -305,3 +307,25 @@ def test_a_scan_in_memory_is_restyled_as_a_file_is(tmp_path: Path):
         translator.restyle(io.read_image(file), "scan", draws=2)
     with pytest.raises(InputError, match="constant"):
         translator.restyle(io.read_image(file) * 0, "scan")
+
+
+def test_images_alone_have_a_prior(tmp_path: Path):
+    """Neither labels nor masks: a list that can only be learned, or translated without pairs."""
+    cases = write_dataset(tmp_path / "data", size=10)
+    content = json.loads(cases.read_text())
+    for key in ("labels", "regions", "ignore_label"):
+        content.pop(key, None)
+    for case in content["cases"]:
+        case["references"] = []
+    cases.write_text(json.dumps(content))
+    keys: dict[str, Any] = {
+        "name": "alone", "recipe": "image_prior", "data": {"cases": str(cases)},
+        "plan": {"patch_size": [8, 8, 8], "batch_size": 2},
+        "model": {"features": [4, 8], "time_channels": 16},
+        "training": {"steps": 1, "validate_every": 1, "save_every": 1},
+        "prediction": {"steps": 2},
+    }  # fmt: skip
+    run = fit(parse_config(keys), tmp_path / "run")
+    assert (run / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="images alone"):
+        fit(parse_config(keys | {"recipe": "unet", "model": {}}), tmp_path / "segmenter")

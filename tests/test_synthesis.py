@@ -286,6 +286,12 @@ def test_a_list_without_structures_trains_a_prior_alone(tmp_path: Path):
         ({"model": {"self_conditioning": True}}, "self_conditioning"),
         ({"model": {"condition_dropout": 0.1}}, "condition_dropout"),
         ({"model": {"prior": "mask", "concat_image": False}}, "concat_image: true"),
+        ({"model": {"condition_noise": 0.5}}, "leave out adversarial"),
+        (
+            {"model": {"latent": {"of": "features"}, "output": "noise", "concat_image": False}},
+            "latent.of",
+        ),
+        ({"restoration": {"kind": "inpainting"}}, "makes scans from nothing"),
         ({"objective": {"dice": 1.0}}, "compare masks"),
         ({"training": {"augmentation": "strong"}}, "how scans look"),
         ({"prediction": {"fuse": "staple"}}, "drawn one by one"),
