@@ -21,6 +21,7 @@ from medseg_diff.cli_cases import (
     Axcodes,
     BatchSize,
     Device,
+    DicomSeg,
     Engine,
     Flip,
     GoOn,
@@ -29,13 +30,25 @@ from medseg_diff.cli_cases import (
     RayAddress,
     Retries,
     Seed,
+    Series,
     Volume,
     Workers,
     run_cases,
 )
 from medseg_diff.cli_measure import calibrate, estimate_variance, likelihood, robustness
 from medseg_diff.cli_options import parse_shapes, read_options
-from medseg_diff.cli_pacs import Gib, MovePort, OwnTitle, Pacs, Seconds, Store, Study, remote
+from medseg_diff.cli_pacs import (
+    Authority,
+    Gib,
+    MovePort,
+    OwnCertificate,
+    OwnTitle,
+    Pacs,
+    Seconds,
+    Store,
+    Study,
+    remote,
+)
 from medseg_diff.cli_synthesize import synthesize
 from medseg_diff.cli_translate import translate
 from medseg_diff.errors import InputError, UsageError
@@ -149,14 +162,7 @@ def predict(
             help="Write every structure's probability; the largest file of a case.",
         ),
     ] = True,
-    dicom_seg: Annotated[
-        bool | None,
-        typer.Option(
-            "--dicom-seg/--no-dicom-seg",
-            help="Also write the mask as DICOM-SEG and the doubt as a Parametric Map; by default "
-            "for scans that are DICOM.",
-        ),
-    ] = None,
+    dicom_seg: DicomSeg = None,
     go_on: GoOn = False,
     guide: Annotated[
         Path | None, typer.Option(help="Run folder of a U-Net that the draws lean towards.")
@@ -177,26 +183,24 @@ def predict(
     assume_axcodes: Axcodes = None,
     nan: Nan = None,
     volume: Volume = None,
-    series: Annotated[
-        str | None,
-        typer.Option(
-            help="Which DICOM series: its UID or the end of it. With --pacs and a model of "
-            "several channels: T1=END,FLAIR=END."
-        ),
-    ] = None,
+    series: Series = None,
     pacs: Pacs = None,
     study: Study = None,
     store: Store = False,
     own_aet: OwnTitle = "MEDSEGDIFF",
     move_port: MovePort = None,
+    pacs_ca: Authority = None,
+    pacs_cert: OwnCertificate = None,
     pacs_gib: Gib = 16.0,
     pacs_seconds: Seconds = 1800.0,
 ) -> None:
     """Segment scans: per case a mask, its probability, its doubt and a JSON."""
     if bool(input) == (pacs is not None):
         raise UsageError("give either --input or --pacs", field="--input")
-    own, limits = (own_aet, move_port), (pacs_gib, pacs_seconds)
-    archive = remote(pacs, study, series, store, own=own, limits=limits, dicom_seg=dicom_seg)
+    archive = remote(
+        pacs, study, series, store, own=(own_aet, move_port), certificates=(pacs_ca, pacs_cert),
+        limits=(pacs_gib, pacs_seconds), dicom_seg=dicom_seg,
+    )  # fmt: skip
     options = read_options(affine, assume_axcodes, nan, volume, series)
     from medseg_diff.batch import check_output, find_cases
     from medseg_diff.engines import ModelSource, engine_by_name
@@ -282,7 +286,9 @@ def evaluate(
     from medseg_diff.evaluation import evaluate_part
     from medseg_diff.image_evaluation import ImageEvaluation, evaluate_translations
 
-    result: Evaluation | ImageEvaluation | None = evaluate_translations(pred, ref, out, data_range)
+    result: Evaluation | ImageEvaluation | None = evaluate_translations(
+        pred, ref, out, data_range, images
+    )
     if result is not None:
         pass
     elif data_range is not None:

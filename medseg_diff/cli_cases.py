@@ -46,6 +46,21 @@ Axcodes = Annotated[
     str | None, typer.Option(help="e.g. RAS, for scans that do not say (research only).")
 ]
 Nan = Annotated[float | None, typer.Option(help="Value to put in place of NaN and Inf.")]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        help="Which DICOM series: its UID or the end of it. With --pacs and a model of "
+        "several channels: T1=END,FLAIR=END."
+    ),
+]
+DicomSeg = Annotated[
+    bool | None,
+    typer.Option(
+        "--dicom-seg/--no-dicom-seg",
+        help="Also write the mask as DICOM-SEG and the doubt as a Parametric Map; by default "
+        "for scans that are DICOM.",
+    ),
+]
 Volume = Annotated[int | None, typer.Option(help="Which volume of a 4-D file, from 0.")]
 
 

@@ -20,7 +20,7 @@ Pacs = Annotated[
     str | None,
     typer.Option(
         help="Archive to fetch from instead of --input: https://HOST/dicom-web or "
-        "dicom://AET@HOST:PORT. Credentials: see docs/pacs.md."
+        "dicom(s)://AET@HOST:PORT. Credentials: see docs/pacs.md."
     ),
 ]
 Study = Annotated[str | None, typer.Option(help="With --pacs: StudyInstanceUID.")]
@@ -35,6 +35,12 @@ OwnTitle = Annotated[str, typer.Option(help="Own AE title, for dicom://.")]
 MovePort = Annotated[
     int | None,
     typer.Option(min=1, max=65535, help="Fetch by C-MOVE to this port of ours, not by C-GET."),
+]
+Authority = Annotated[
+    Path | None, typer.Option(help="PEM of who vouches for a dicoms:// node; else the system's.")
+]
+OwnCertificate = Annotated[
+    Path | None, typer.Option(help="PEM of own certificate and key, for dicoms://.")
 ]
 Gib = Annotated[float, typer.Option(min=0.001, help="Most GiB to receive from the archive.")]
 Seconds = Annotated[
@@ -105,6 +111,7 @@ def remote(
     store: bool,
     *,
     own: tuple[str, int | None],
+    certificates: tuple[Path | None, Path | None],
     limits: tuple[float, float],
     dicom_seg: bool | None,
 ) -> Remote | None:
@@ -116,6 +123,7 @@ def remote(
         series: End of a SeriesInstanceUID; ``NAME=END,NAME=END`` for a model of several channels.
         store: Whether to store the answer.
         own: AE title, and port for C-MOVE.
+        certificates: Files of the authority and of ourselves, for ``dicoms://``.
         limits: GiB and seconds.
         dicom_seg: Whether the answer is written as DICOM; None leaves it to the scan.
 
@@ -130,12 +138,12 @@ def remote(
         raise UsageError("needs --study, the StudyInstanceUID", field="--pacs")
     if store and dicom_seg is False:
         raise UsageError("there would be nothing to store", field="--store", found="--no-dicom-seg")
-    from medseg_diff.pacs import Limits, Own, open_archive, parse_address, require_uid
+    from medseg_diff.pacs import Certificates, Limits, Own, open_archive, parse_address, require_uid
 
     require_uid(study, "--study")
     archive = open_archive(
         parse_address(pacs),
-        own=Own(*own),
+        own=Own(*own, Certificates(*certificates)),
         limits=Limits(bytes=int(limits[0] * 2**30), seconds=limits[1]),
     )
     return Remote(archive, study, series, store)

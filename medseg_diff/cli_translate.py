@@ -39,6 +39,18 @@ def translate(
     draws: Annotated[int | None, typer.Option(help="Images drawn per case and model.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps per image.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for `predict`.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inpainting: mask of the hole to fill, or a folder of masks with the cases' names."
+        ),
+    ] = None,
+    degrade: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Super-resolution: make scans this many times coarser first, to score it."
+        ),
+    ] = None,
     direction: Annotated[
         Literal["forward", "backward"],
         typer.Option(help="backward makes the source's images; for models trained without pairs."),
@@ -91,14 +103,19 @@ def translate(
     # The driver of a cluster computes nothing: it needs no GPU.
     translator = source.load(None if engine == "local" else "cpu")
     place = engine_by_name(engine, translator, source, ray_address, workers, retries)
-    given = {"strength": strength, "encoder": encoder, "units": units}
-    of_priors = {key: value for key, value in given.items() if value is not None}
-    if of_priors and not isinstance(translator, UnpairedTranslator):
+    of_priors = {"strength": strength, "encoder": encoder, "units": units}
+    given: dict[str, object] = {k: v for k, v in of_priors.items() if v is not None}
+    if given and not isinstance(translator, UnpairedTranslator):
         raise UsageError(
-            "is for priors, and --model is a translator", field=f"--{next(iter(of_priors))}"
+            "is for priors, and --model is a translator", field=f"--{next(iter(given))}"
         )
     cases = find_cases(input, translator.task.channels)
     check_output(out, cases)
+    if degrade is not None:
+        given["degrade"] = degrade
+    if mask is not None:
+        # Absolute: an engine's workers may stand elsewhere.
+        given["mask"] = str(mask.absolute())
     code = run_cases(
         translator,
         cases,
@@ -113,6 +130,6 @@ def translate(
         batch_size=batch_size,
         memory_gb=memory_gb,
         options=options,
-        **of_priors,
+        **given,
     )
     raise typer.Exit(code)

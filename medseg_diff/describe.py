@@ -50,6 +50,8 @@ def _made(card: dict[str, Any]) -> dict[str, str]:
         return {"makes": f"{', '.join(card['channels'])} from {given}, SYNTHETIC"}
     if target is None:
         return {"labels": ", ".join(f"{value} {name}" for name, value in card["labels"].items())}
+    if target["range"] is None:
+        return {"makes": f"{target['name']} restored from itself, SYNTHETIC"}
     low, high = target["range"]
     return {"makes": f"{target['name']} ({target['modality']}), {low:g} to {high:g}, SYNTHETIC"}
 

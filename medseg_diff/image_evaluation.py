@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,17 @@ import pandas as pd
 from medseg_diff import image_scores, statistics
 from medseg_diff.data.caselist import CaseList, Part, load_caselist
 from medseg_diff.errors import InputError
+from medseg_diff.figures import TranslationView, translation_figure
 from medseg_diff.files import atomic_text
 from medseg_diff.io import ReadOptions, read_image, require_same_grid
-from medseg_diff.pairing import CaseFiles, holds_translations, pair_translations
-from medseg_diff.report import render_images
+from medseg_diff.pairing import (
+    CaseFiles,
+    holds_restorations,
+    holds_translations,
+    pair_translations,
+)
+from medseg_diff.report import Picture, render_images
+from medseg_diff.summary import IMAGE_HEADINGS
 
 COLUMNS = ("case", *image_scores.METRICS, "body_voxels", "outcome")
 CONVENTIONS = {
@@ -37,23 +44,6 @@ CONVENTIONS = {
     f"{image_scores.MS_SSIM_LEAST} pixels a side; MONAI",
     "nmi": f"(H(a) + H(b)) / H(a, b), {image_scores.NMI_BINS} bins, 1 to 2; scikit-image",
     "failed": "scored as the range's lowest value throughout",
-}
-
-
-class Heading(NamedTuple):
-    """How a metric is shown: its name, digits, and which way is better."""
-
-    text: str
-    digits: int
-    higher_is_better: bool
-
-
-HEADINGS = {
-    "mae": Heading("MAE", 2, False),
-    "psnr_db": Heading("PSNR (dB)", 2, True),
-    "ssim": Heading("SSIM", 3, True),
-    "ms_ssim": Heading("MS-SSIM", 3, True),
-    "nmi": Heading("NMI", 3, True),
 }
 
 
@@ -82,6 +72,7 @@ def evaluate_images(
     title: str | None = None,
     attribution: str | None = None,
     only: Collection[str] | None = None,
+    images: str | Path | Mapping[str, Path] | None = None,
     options: ReadOptions | None = None,
     seed: int = 0,
 ) -> ImageEvaluation:
@@ -96,6 +87,7 @@ def evaluate_images(
         title: Heading of the report.
         attribution: Source and licence of the data.
         only: Cases to score, where ``ref_dir`` holds more.
+        images: Scans that the images were made from, for the report's pictures.
         options: How to read images whose headers do not speak for themselves.
         seed: Of the bootstrap.
 
@@ -105,9 +97,10 @@ def evaluate_images(
     folder = Path(out_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file, not a folder", file=folder, remedy="give another --out")
-    cases = pair_translations(pred_dir, ref_dir, only)
+    cases = pair_translations(pred_dir, ref_dir, only, images)
     chosen = _range(cases) if ends is None else _checked(ends)
-    rows = [_score(case, chosen, options or ReadOptions()) for case in cases]
+    options = options or ReadOptions()
+    rows = [_score(case, chosen, options) for case in cases]
     per_case = pd.DataFrame(rows, columns=list(COLUMNS))
     if patients is not None:
         per_case["patient"] = [patients.get(case, case) for case in per_case["case"]]
@@ -122,7 +115,11 @@ def evaluate_images(
     atomic_text(folder / "per_case.csv", per_case.to_csv(index=False, float_format="%.6g"))
     atomic_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     page = render_images(
-        summary, summary_table(summary), case_table(per_case), attribution=attribution
+        summary,
+        summary_table(summary),
+        case_table(per_case),
+        translation_pictures(cases, per_case, chosen, options),
+        attribution=attribution,
     )
     return ImageEvaluation(per_case, summary, atomic_text(folder / "report.html", page))
 
@@ -135,20 +132,36 @@ def evaluate_images_part(
     part: Part = "test",
     **settings: Any,
 ) -> ImageEvaluation:
-    """Score one part of a case list, with its own targets, patients and attribution."""
-    chosen = [case for case in cases.part(part) if case.target is not None]
+    """Score one part of a case list, with its own targets, patients and attribution.
+
+    What a scan was restored from is that scan: the list's own channel is the reference.
+    """
+    restored = holds_restorations(pred_dir)
+    chosen = [case for case in cases.part(part) if restored or case.target is not None]
     if not chosen:
         raise InputError(f"no {part} case with a target image", field="cases")
-    given = {
+    given: dict[str, Any] = {
         "patients": {case.case: case.patient for case in chosen},
         "attribution": f"Data: {cases.name}. Licence: {cases.licence}",
     }
-    references = {case.case: cases.root / str(case.target) for case in chosen}
+    references = {
+        case.case: cases.root / (case.channels[cases.channels[0]] if restored else str(case.target))
+        for case in chosen
+    }
+    if not restored:
+        # What a scan was restored from is not kept.
+        given["images"] = {
+            case.case: cases.channel_paths(case)[cases.channels[0]] for case in chosen
+        }
     return evaluate_images(pred_dir, references, out_dir, **{**given, **settings})
 
 
 def evaluate_translations(
-    pred: Path, ref: Path, out: Path, ends: tuple[float, float] | None = None
+    pred: Path,
+    ref: Path,
+    out: Path,
+    ends: tuple[float, float] | None = None,
+    images: Path | None = None,
 ) -> ImageEvaluation | None:
     """Score images where the case list, or what lies in ``pred``, says that they are; else None.
 
@@ -157,9 +170,9 @@ def evaluate_translations(
     """
     made = holds_translations(pred)
     if ref.suffix != ".json":
-        return evaluate_images(pred, ref, out, ends=ends) if made else None
+        return evaluate_images(pred, ref, out, ends=ends, images=images) if made else None
     cases = load_caselist(ref)
-    if cases.target is not None:
+    if cases.target is not None or holds_restorations(pred):
         return evaluate_images_part(pred, cases, out, ends=ends)
     if made:
         raise InputError(
@@ -174,7 +187,7 @@ def evaluate_translations(
 def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """Every metric's mean ± sd [interval] as text, one row a metric."""
     rows = []
-    for name, heading in HEADINGS.items():
+    for name, heading in IMAGE_HEADINGS.items():
         found = summary["metrics"][name]
         text = "–"
         if found["mean"] is not None:
@@ -198,11 +211,54 @@ def case_table(per_case: pd.DataFrame) -> pd.DataFrame:
     """Every case as text, the largest error first."""
     ranked = per_case.sort_values("mae", ascending=False)
     text = pd.DataFrame({"Case": ranked["case"], "Outcome": ranked["outcome"]})
-    for name, heading in HEADINGS.items():
+    for name, heading in IMAGE_HEADINGS.items():
         text[heading.text] = [
             "–" if math.isnan(value) else f"{value:.{heading.digits}f}" for value in ranked[name]
         ]
     return text
+
+
+def translation_pictures(
+    cases: Sequence[CaseFiles],
+    per_case: pd.DataFrame,
+    ends: tuple[float, float],
+    options: ReadOptions,
+) -> list[Picture]:
+    """The cases with the smallest, the median and the largest error, of those that were made."""
+    known = per_case[per_case["outcome"] == "scored"].sort_values("mae", kind="stable")
+    places = {0: "Best", len(known) // 2: "Median", len(known) - 1: "Worst"} if len(known) else {}
+    if len(places) < 3:
+        places = dict.fromkeys(places, "Case")
+    files = {case.name: case for case in cases}
+    found = []
+    for place in sorted(places):
+        row = known.iloc[place]
+        scores = [f"{h.text} {row[name]:.{h.digits}f}" for name, h in _SHOWN.items()]
+        png = translation_figure(_view(files[row["case"]], ends, options))
+        heading = f"{places[place]}: {row['case']}"
+        found.append(Picture(heading, f"{', '.join(scores)}. Middle slice.", png))
+    return found
+
+
+_SHOWN = {name: IMAGE_HEADINGS[name] for name in ("mae", "psnr_db", "ssim")}
+
+
+def _view(case: CaseFiles, ends: tuple[float, float], options: ReadOptions) -> TranslationView:
+    if case.prediction is None:
+        raise ValueError("a failed case has no picture")
+    target = read_image(case.reference, options)
+    spread = None if case.doubt is None else np.asarray(read_image(case.doubt, options))[0]
+    source = None if case.image is None else np.asarray(read_image(case.image, options))
+    if source is not None and source.shape[1:] != target.shape[1:]:
+        source = None
+    return TranslationView(
+        np.asarray(target),
+        np.asarray(read_image(case.prediction, options)),
+        ends,
+        None if target.meta["kind"] == "raster" else np.asarray(target.affine),
+        source,
+        spread,
+    )
 
 
 def _score(case: CaseFiles, ends: tuple[float, float], options: ReadOptions) -> dict[str, Any]:

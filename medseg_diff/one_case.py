@@ -101,8 +101,12 @@ def made_from(predictor: Predictor, case: Case, settings: Mapping[str, Any]) -> 
             inputs[channel] = content_sha256(path)
         except OSError:
             inputs[channel] = None
+    if settings.get("mask") is not None:
+        inputs["--mask"] = content_sha256(Path(settings["mask"]))
     given = {
-        key: value for key, value in settings.items() if key not in ("batch_size", "memory_gb")
+        key: value
+        for key, value in settings.items()
+        if key not in ("batch_size", "memory_gb", "mask")
     }
     content = {
         "inputs": inputs,

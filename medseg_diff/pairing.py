@@ -95,18 +95,23 @@ def pair_translations(
     pred_dir: str | Path,
     references_in: str | Path | Mapping[str, Path],
     only: Collection[str] | None = None,
+    images: str | Path | Mapping[str, Path] | None = None,
 ) -> list[CaseFiles]:
     """Match the images that ``translate`` wrote with reference images, sorted by case.
+
+    The scans that they were made from, ``images``, are shown where they are known; a file's
+    ``doubt`` is the spread between draws.
 
     Raises:
         InputError: as `pair_cases`.
     """
     pred = _folder(pred_dir, "translations")
-    predictions = {
-        stem.removesuffix(_SYNTHETIC): paths
-        for stem, paths in _files(pred, MASK_SUFFIXES).items()
-        if stem.endswith(_SYNTHETIC)
-    }
+    written = _files(pred, MASK_SUFFIXES)
+    predictions, spreads = (
+        {s.removesuffix(end): paths for s, paths in written.items() if s.endswith(end)}
+        for end in (_SYNTHETIC, f"{_SYNTHETIC}_spread")
+    )
+    pictures = _images(images)
     records = _records(pred)
     failed = {stem for stem, record in records.items() if record.get("status") == "failed"}
     references, answered = _references(references_in, only), set(predictions) | failed
@@ -132,6 +137,8 @@ def pair_translations(
             references[stem][0],
             None if stem in failed else predictions[stem][0],
             records.get(stem, {}),
+            pictures.get(stem),
+            spreads.get(stem, [None])[0],
         )
         for stem in sorted(answered)
     ]
@@ -143,6 +150,12 @@ def holds_translations(pred_dir: str | Path) -> bool:
     if not folder.is_dir():
         return False
     return any(record.get("synthetic") for record in _records(folder).values())
+
+
+def holds_restorations(pred_dir: str | Path) -> bool:
+    """Whether the images are scans restored from themselves, not another contrast."""
+    folder = Path(pred_dir)
+    return folder.is_dir() and any(r.get("restoration") for r in _records(folder).values())
 
 
 def _folder(path: str | Path, what: str) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from medseg_diff import recipes_wider
+from medseg_diff import cascades, recipes_wider
 from medseg_diff.errors import UsageError
 from medseg_diff.recipes_priors import PRIORS
 from medseg_diff.translators import TRANSLATORS
@@ -361,6 +361,7 @@ RECIPES: dict[str, Callable[[], Keys]] = {
     "berdiff": recipes_wider.berdiff,
     "hidiff": recipes_wider.hidiff,
     "diffatlas": recipes_wider.diffatlas,
+    "refine": cascades.refine,
 }
 
 
@@ -373,7 +374,7 @@ SIZED: dict[str, Callable[[], Keys]] = {
 
 def seed(name: str) -> Keys:
     """Keys of a recipe by name."""
-    known = RECIPES | SIZED | TRANSLATORS | UNPAIRED | PRIORS
+    known = RECIPES | SIZED | TRANSLATORS | UNPAIRED | PRIORS | cascades.RESTORERS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"

@@ -170,7 +170,7 @@ def save(out: Path, state: State) -> None:
 def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[str]:
     """Fill the state in from the last whole checkpoint; sentences about what was passed over."""
     folder, warnings = latest_checkpoint(out)
-    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    record = _read_record(folder / STATE)
     before, now = record["identity"], state.identity
     changed = [
         f"{k}: {before.get(k)} -> {now.get(k)}"
@@ -201,6 +201,22 @@ def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[st
         setattr(state.progress, key, value)
     _restore_random(record["random"], tensors)
     return warnings
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    """What `save` wrote beside the tensors; refused if it is anything else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not {"progress", "identity", "random"} <= record.keys():
+        raise InputError(
+            "not the state of a training",
+            file=file,
+            expected="JSON as a checkpoint holds it",
+            remedy="remove this checkpoint; the one before it is used then",
+        )
+    return record
 
 
 def save_bad_cases(out: Path, progress: Progress) -> None:

@@ -6,7 +6,7 @@ Legend: C image channels (coordinates included), *S the model's grid, *T the sca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from medseg_diff.data.transforms import (
     network_input,
     normalise,
     to_model_grid,
+    to_scan_grid,
 )
 from medseg_diff.errors import InputError
 from medseg_diff.model import SegmentationModel
@@ -42,7 +43,7 @@ class PlacedScan:
         warnings: What its reader and its intensities have to say.
         constant: Whether it shows nothing.
         file: First channel's file.
-        ends: For each plane, the values that its normalisation brought to -1 and 1; empty where it
+        ends: Of each plane, the values that its normalisation brought to -1 and 1; empty where one
             is no normalisation by percentile or range.
     """
 
@@ -62,8 +63,17 @@ def read_scan(
     plan: PlanConfig,
     options: io.ReadOptions,
     free_bytes: int,
+    before: Callable[[MetaTensor], MetaTensor] | None = None,
 ) -> PlacedScan:
     """Read, check, place and normalise one scan.
+
+    Args:
+        channels: File of each channel.
+        task: What the channels are.
+        plan: The model's grid and intensities.
+        options: How to read odd files.
+        free_bytes: Memory that reading may take.
+        before: Changes the image as read, before anything looks at its values.
 
     Raises:
         InputError: if it cannot be read, does not fit the model, or not the memory.
@@ -73,7 +83,8 @@ def read_scan(
         voxels = io.count_voxels(path, options)
         if voxels is not None:
             memory.check_reading(voxels, free_bytes, path)
-    return place(load_image(channels, task, options), task, plan, file)
+    image = load_image(channels, task, options)
+    return place(image if before is None else before(image), task, plan, file)
 
 
 def place(image: MetaTensor, task: TaskConfig, plan: PlanConfig, file: Path) -> PlacedScan:
@@ -93,13 +104,12 @@ def place(image: MetaTensor, task: TaskConfig, plan: PlanConfig, file: Path) -> 
     constant, pipeline = sanity.is_constant(image), to_model_grid(plan)
     placed: MetaTensor = pipeline(image)
     image, specs = _grid_of(image), plan.normalisation or ()
-    intensities = np.asarray(placed, dtype=np.float32)
-    values = network_input(normalise(intensities, specs), plan)
+    found = np.asarray(placed, dtype=np.float32)
+    values = network_input(normalise(found, specs), plan)
     linear = all(spec.kind in ("percentile", "range") for spec in specs)
-    ends = tuple(map(ends_of, intensities, specs)) if linear else ()
-    return PlacedScan(
-        values, image, _grid_of(placed), pipeline, tuple(warnings), constant, file, ends
-    )
+    ends = tuple(map(ends_of, found, specs)) if linear else ()
+    grid = _grid_of(placed)
+    return PlacedScan(values, image, grid, pipeline, tuple(warnings), constant, file, ends)
 
 
 def _grid_of(image: MetaTensor) -> MetaTensor:
@@ -151,3 +161,17 @@ def need_of(
         save_draws=save_draws,
         whole=settings.settle is not None or settings.fuse in ("majority", "staple"),
     )
+
+
+def back(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
+    """One map on the model's grid -> the scan's grid, (*S)."""
+    carried = torch.from_numpy(np.ascontiguousarray(values))[None]
+    result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
+    return result
+
+
+def on_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
+    """An image's planes (K, *S) with the place of the scan that they belong to."""
+    meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
+    kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)

@@ -29,6 +29,17 @@ HEADINGS = {
 }
 
 
+# Of translated images; the first is what a comparison speaks of first.
+IMAGE_HEADINGS = {
+    "mae": Heading("MAE", 2, False, ""),
+    "psnr_db": Heading("PSNR (dB)", 2, True, " dB"),
+    "ssim": Heading("SSIM", 3, True, ""),
+    "ms_ssim": Heading("MS-SSIM", 3, True, ""),
+    "nmi": Heading("NMI", 3, True, ""),
+}
+ALL_HEADINGS = HEADINGS | IMAGE_HEADINGS
+
+
 def summarise_table(
     per_case: pd.DataFrame, *, patients: Mapping[str, str] | None = None, seed: int = 0
 ) -> dict[str, Any]:

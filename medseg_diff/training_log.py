@@ -76,14 +76,14 @@ class TrainingLog:
 def target_card(config: Config) -> dict[str, object]:
     """What a translation makes: name, modality, planes, and the values its output can take."""
     task, plan = config.task, config.plan
-    if task is None or plan.target_range is None:
+    if task is None or (plan.target_range is None and not task.restores):
         raise ValueError("the configuration is not complete")
     return {
         "name": task.target,
         "modality": task.target_modality or task.modality,
         "planes": task.target_planes,
-        "range": list(plan.target_range),
-        "units": "those of the training targets; HU for CT",
+        "range": None if plan.target_range is None else list(plan.target_range),
+        "units": "the scan's own" if task.restores else "those of the training targets; HU for CT",
     }
 
 

@@ -16,18 +16,19 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medseg_diff import __version__, io
+from medseg_diff import __version__, io, restoring
 from medseg_diff.checkpoint import LoadedRun
 from medseg_diff.codecs import image_values
 from medseg_diff.config import PredictionConfig
 from medseg_diff.config.directions import Direction, backward
-from medseg_diff.data.transforms import spacing_of, to_scan_grid
+from medseg_diff.data.transforms import spacing_of
 from medseg_diff.draws import Fused
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.inference import Predictor, Scan, checked
 from medseg_diff.loading import load_runs
 from medseg_diff.model import AdversarialModel
-from medseg_diff.scan import PlacedScan, place, read_scan
+from medseg_diff.restoring import Given, RestoredScan
+from medseg_diff.scan import PlacedScan, back, on_grid, place, read_scan
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,24 @@ def _turned(run: LoadedRun) -> LoadedRun:
 
 
 class Translator(Predictor):
-    """Trained translators behind one call: loaded, checked and drawn from as predictors are."""
+    """Trained translators behind one call: loaded, checked and drawn from as predictors are.
+
+    Of models that restore scans the answer is in the scan's own range, and outside a hole that is
+    filled it is the scan, voxel by voxel; see :mod:`medseg_diff.restoring`.
+    """
 
     makes = "translations"
     translates = True
+
+    def __init__(self, runs: Sequence[LoadedRun]) -> None:
+        super().__init__(runs)
+        self.restoration = runs[0].config.restoration
+        if any(run.config.restoration != self.restoration for run in runs):
+            raise InputError(
+                "models restore in different ways and cannot form one ensemble",
+                file=runs[0].folder,
+                field="restoration",
+            )
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -123,6 +138,8 @@ class Translator(Predictor):
         memory_gb: float | None = None,
         case: str | None = None,
         options: io.ReadOptions | None = None,
+        mask: str | Path | None = None,
+        degrade: int | None = None,
     ) -> Translation:
         """Translate one scan.
 
@@ -137,6 +154,10 @@ class Translator(Predictor):
             memory_gb: What the case may take of host and GPU memory, in GiB.
             case: Name of the case; the file's stem by default.
             options: How to read odd files.
+            mask: Inpainting: where the scan is not looked at but filled, any label but 0; a file
+                on its grid, or a folder of such files with the cases' names.
+            degrade: Super-resolution: make the scan this many times coarser first, as in training;
+                None takes it as one that is coarse already.
 
         Raises:
             InputError: if the scan cannot be read, shows nothing, or does not fit the model or
@@ -152,7 +173,8 @@ class Translator(Predictor):
         channels = self._channels(scan)
         name = case or io.case_stem(next(iter(channels.values())))
         options = options or io.ReadOptions()
-        placed = read_scan(channels, self.task, self.plan, options, self._free(memory_gb)[0])
+        given = Given(None if mask is None else Path(mask), degrade)
+        placed = self._placed(channels, name, options, self._free(memory_gb)[0], given)
         fused, notes = self._drawn(placed, name, settings, seed, memory_gb)
         warnings = [*placed.warnings, *notes]
         image, spread = self._images(placed, fused)
@@ -165,7 +187,28 @@ class Translator(Predictor):
             "seconds": round(time.perf_counter() - began, 3),
             "hashes": self._hashes(channels),
         }
+        if isinstance(placed, RestoredScan):
+            record |= placed.facts()
         return Translation(image, spread, record)
+
+    def _placed(
+        self,
+        channels: Mapping[str, Path],
+        name: str,
+        options: io.ReadOptions,
+        free: int,
+        given: Given,
+    ) -> PlacedScan:
+        """The scan as the network sees it.
+
+        Raises:
+            UsageError: if something is given that this model does not take.
+        """
+        if self.restoration is not None:
+            wanted, plan = self.restoration, self.plan
+            return restoring.place(wanted, channels, name, self.task, plan, options, free, given)
+        refuse_restoration(given.mask, given.degrade, self.runs[0])
+        return read_scan(channels, self.task, self.plan, options, free)
 
     def restyle(
         self, image: MetaTensor, case: str, *, draws: int = 1, seed: int = 0
@@ -215,14 +258,17 @@ class Translator(Predictor):
         """Image and spread on the scan's grid; where the plan's crop did not look the image is
         the range's lowest value and the spread 0.
         """
+        if isinstance(placed, RestoredScan):
+            image, spread = restoring.images(placed, fused)
+            return on_grid(image, placed), on_grid(spread, placed)
         low, high = self.ends
         planes = [
-            image_values(back_to_scan(fused.plane(k), placed), self.ends)
+            image_values(back(fused.plane(k), placed), self.ends)
             for k in range(len(fused.probability))
         ]
         # Interpolated as a variance, which stays above 0.
-        deviation = np.sqrt(back_to_scan(fused.variance, placed).clip(0)) * np.float32(high - low)
-        return on_scan_grid(np.stack(planes), placed), on_scan_grid(deviation[None], placed)
+        deviation = np.sqrt(back(fused.variance, placed).clip(0)) * np.float32(high - low)
+        return on_grid(np.stack(planes), placed), on_grid(deviation[None], placed)
 
     def _facts(
         self, placed: PlacedScan, fused: Fused, settings: PredictionConfig, spread: MetaTensor
@@ -234,7 +280,7 @@ class Translator(Predictor):
             "target": self.task.target,
             "target_modality": self.task.target_modality or self.task.modality,
             "channels": list(self.task.channels),
-            "range": list(self.ends),
+            "range": list(placed.range if isinstance(placed, RestoredScan) else self.ends),
             "draws": settings.draws,
             "draws_made": len(fused.masks),
             "mean_spread": float(spread.mean()),
@@ -248,17 +294,11 @@ class Translator(Predictor):
         }
 
 
-def back_to_scan(values: NDArray[np.float32], placed: PlacedScan) -> NDArray[np.float32]:
-    """One map on the model's grid -> the scan's grid, (*S)."""
-    carried = torch.from_numpy(np.ascontiguousarray(values))[None]
-    result: NDArray[np.float32] = to_scan_grid(carried, placed.placed, placed.pipeline)[0].numpy()
-    return result
-
-
-def on_scan_grid(values: NDArray[np.float32], placed: PlacedScan) -> MetaTensor:
-    meta = {key: value for key, value in placed.placed.meta.items() if key != "affine"}
-    kept = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-    return MetaTensor(kept, affine=placed.placed.meta["original_affine"], meta=meta)
+def refuse_restoration(mask: str | Path | None, degrade: int | None, run: LoadedRun) -> None:
+    """Raise :class:`UsageError` if a run that does not restore scans is given what one takes."""
+    for flag, value in (("--mask", mask), ("--degrade", degrade)):
+        if value is not None:
+            raise UsageError("is for a model that restores scans", field=flag, file=run.folder)
 
 
 def source_and_target(record: Mapping[str, Any]) -> str:

@@ -36,12 +36,11 @@ from medseg_diff.inference import Scan, checked
 from medseg_diff.loading import load_runs
 from medseg_diff.model import LatentPriorModel
 from medseg_diff.prior import Prior
-from medseg_diff.scan import PlacedScan, place, read_scan
+from medseg_diff.scan import PlacedScan, back, on_grid, place, read_scan
 from medseg_diff.translation import (
     Translation,
     Translator,
-    back_to_scan,
-    on_scan_grid,
+    refuse_restoration,
     translator_of,
 )
 from medseg_diff.way import STRENGTH, Encoder, Units, Way, check_pair
@@ -153,7 +152,7 @@ class UnpairedTranslator(Translator):
     """
 
     def __init__(self, target: Prior, source: Prior | None = None) -> None:
-        self.target, self.source = target, source
+        self.target, self.source, self.restoration = target, source, None
         priors = [target] if source is None else [target, source]
         for prior, flag in zip(priors, ("--model", "--source-model"), strict=False):
             if prior.model.condition is not None:
@@ -189,6 +188,8 @@ class UnpairedTranslator(Translator):
         memory_gb: float | None = None,
         case: str | None = None,
         options: io.ReadOptions | None = None,
+        mask: str | Path | None = None,
+        degrade: int | None = None,
         strength: float | None = None,
         encoder: Encoder | None = None,
         units: Units | None = None,
@@ -197,12 +198,14 @@ class UnpairedTranslator(Translator):
 
         Raises:
             InputError: if the scan cannot be read, shows nothing or does not fit the models.
-            UsageError: on ``flips``, or a choice without a source prior to make it for.
+            UsageError: on ``flips``, ``mask`` or ``degrade``, or a choice without a source prior
+                to make it for.
         """
         began = time.perf_counter()
         asked = {"draws": draws, "steps": steps, "sampler": sampler, "batch_size": batch_size}
         settings = checked(self.defaults, {k: v for k, v in asked.items() if v is not None})
         self.target._check_sampling(settings)
+        refuse_restoration(mask, degrade, self.runs[0])
         self._check_choices(flips, sampler, encoder)
         way = Way(STRENGTH if strength is None else strength, encoder or "noise", units or "target")
         channels = self._channels(scan)
@@ -293,10 +296,10 @@ class UnpairedTranslator(Translator):
         """
         ranges = placed.ends if units == "source" else self.target.ranges
         planes = [
-            image_values(back_to_scan((plane + 1) / 2, placed), ends)
+            image_values(back((plane + 1) / 2, placed), ends)
             for plane, ends in zip(state, ranges, strict=True)
         ]
-        return on_scan_grid(np.stack(planes), placed)
+        return on_grid(np.stack(planes), placed)
 
     def _answer(
         self, placed: PlacedScan, way: Way, settings: PredictionConfig, case: str, seed: int
@@ -315,9 +318,9 @@ class UnpairedTranslator(Translator):
         ranges = placed.ends if way.units == "source" else self.target.ranges
         scale = np.array([(high - low) / 2 for low, high in ranges], np.float32)
         squares = moments.variance * scale.reshape(-1, 1, 1, 1) ** 2
-        spread = np.sqrt(back_to_scan(squares.mean(0).astype(np.float32), placed).clip(0))
+        spread = np.sqrt(back(squares.mean(0).astype(np.float32), placed).clip(0))
         image = self.in_units(moments.mean, placed, way.units)
-        return image, on_scan_grid(spread[None], placed), calls
+        return image, on_grid(spread[None], placed), calls
 
     def _draws(self, way: Way, settings: PredictionConfig) -> int:
         """One where nothing is random."""

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from medseg_diff.config import Config
 from medseg_diff.data.dataset import Preprocessed, TrainingSet
 from medseg_diff.data.records import Batch
+from medseg_diff.data.restoration import validation_hole, validation_source
 from medseg_diff.data.transforms import network_input
 from medseg_diff.ensemble import Request, infer
 from medseg_diff.metrics import dice
@@ -39,11 +40,17 @@ def validation_dice(
 def validation_error(
     model: SegmentationModel, cases: Sequence[Preprocessed], config: Config
 ) -> float:
-    """Mean absolute error over cases of one draw per case, in the state's units, 0 to 2."""
-    errors = [
-        float(np.abs(2 * drawn - 1 - case["target"]).mean())
-        for case, drawn in one_draw_each(model, cases, config)
-    ]
+    """Mean absolute error over cases of one draw per case, in the state's units, 0 to 2.
+
+    Of holes that are filled it is that inside the hole.
+    """
+    wanted, errors = config.restoration, []
+    for case, drawn in one_draw_each(model, cases, config):
+        wrong = np.abs(2 * drawn - 1 - case["target"])
+        if wanted is not None and wanted.kind == "inpainting":
+            patch = config.plan.patch_size or ()
+            wrong = wrong[:, validation_hole(wrong.shape[1:], wanted, str(case["case"]), patch)]
+        errors.append(float(wrong.mean()))
     return float(np.mean(errors)) if errors else float("nan")
 
 
@@ -97,6 +104,10 @@ def one_draw_each(
     model.eval()
     for case in cases:
         request = Request(str(case["case"]), config.seed, 1, sampling, wanted.overlap, 4)
-        image = network_input(case["image"], config.plan)
+        seen = case["image"]
+        if config.restoration is not None:
+            patch = config.plan.patch_size or ()
+            seen = validation_source(case["target"], config.restoration, str(case["case"]), patch)
+        image = network_input(seen, config.plan)
         yield case, infer([model], image, config.window, request).probability
     model.train(was_training)

@@ -3,8 +3,10 @@
     python -m tests.guards [F39 K05 ...]      # all listed rows without arguments
     python tests/reliability.py               # puts what this found into docs/reliability.md
 
-Each guard is one replacement of text in a temporary copy of the package; the tests that carry the
-row's number run against the copy. What was found is kept in `docs/guards.json`.
+Each guard (`guard_list.py`) is one replacement of text in a temporary copy of the package; the
+tests that carry the row's number run against the copy. A guard is missed if one of them fails
+without it, by what the code did and not because it is broken, and passes with it. What was found
+is kept in `docs/guards.json`.
 """
 
 from __future__ import annotations
@@ -14,82 +16,70 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
-from tests.planted_faults import ROOT, Fault, preload, run_tests
+import pytest
+
+from tests.guard_list import GUARDS, Guard
+from tests.planted_faults import ROOT, preload, run_tests
+from tests.reliability import TESTS, Test
 from tests.reliability import guards as tests_of
 
 RECORD = ROOT / "docs" / "guards.json"
+# What a replacement that merely breaks the code would raise; a test that fails by it says nothing.
+BREAKS = ("SyntaxError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError")
 
 
-class Guard(NamedTuple):
-    """What protects a row: a text in a file of the package, and the same without the guard."""
+class FirstFailure:
+    """Plugin of pytest: writes which test failed first, and what it raised, into a file."""
 
-    file: str
-    fault: Fault
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
-
-GUARDS = {
-    "F11": Guard("io/grid.py", Fault("if not distance <= GRID_TOLERANCE_MM:", "if False:")),
-    "F12": Guard("io/grid.py", Fault("if shapes[0] != shapes[1]:", "if False:")),
-    "F15": Guard("io/nifti.py", Fault("n == 1 and options.volume is None", "False")),
-    "F16": Guard("io/nifti.py", Fault("0 <= options.volume < n", "True")),
-    "F24": Guard("io/stored.py", Fault("> _EXACT_IN_FLOAT32:", "> 2**62:")),
-    "F25": Guard("io/stored.py", Fault("if count and options.nan_fill is None:", "if False:")),
-    "F26": Guard("io/stored.py", Fault("if count and options.nan_fill is None:", "if False:")),
-    "F27": Guard("inference.py", Fault("if placed.constant:", "if False:")),
-    "F28": Guard("sanity.py", Fault("if low >= 0 or high <= 0:", "if False:")),
-    "F29": Guard("data/transforms.py", Fault("if spec.clip is not None:", "if False:")),
-    "F30": Guard("io/stored.py", Fault("INTEGER_TOLERANCE = 0.01", "INTEGER_TOLERANCE = 0.0")),
-    "F31": Guard("io/stored.py", Fault("INTEGER_TOLERANCE = 0.01", "INTEGER_TOLERANCE = 1.0")),
-    "F32": Guard("io/stored.py", Fault("    if odd:\n", "    if False:\n")),
-    "F33": Guard("io/images.py", Fault("np.uint8 if n_classes <= 255", "np.uint8 if True")),
-    "F35": Guard("io/safety.py", Fault("    except EOFError:", "    except ZeroDivisionError:")),
-    "F36": Guard("io/safety.py", Fault("while chunk := stream.read(_CHUNK):", "while False:")),
-    "F39": Guard("io/safety.py", Fault("if claimed > (size", "if False and claimed > (size")),
-    "F42": Guard("io/safety.py", Fault("if stat.S_ISDIR(status.st_mode):", "if False:")),
-    "F44": Guard("batch.py", Fault("if channel in other:", "if False:")),
-    "F70": Guard("checkpoint.py", Fault("    if differing:\n", "    if False:\n")),
-    "F71": Guard("checkpoint.py", Fault("!= expected:\n", "== 0:\n")),
-    "F72": Guard("sanity.py", Fault("if share == 0:", "if False:")),
-    "F73": Guard("memory.py", Fault("now.host_bytes(on_host=device is None) > host", "False")),
-    "F74": Guard("memory.py", Fault("if voxels * READ_BYTES > host:", "if False:")),
-    "K01": Guard(
-        "checkpoint.py",
-        Fault('Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))', 'parent / f"step_{step:08d}"'),
-    ),
-    "K02": Guard("checkpoint.py", Fault("    except OSError as", "    except EOFError as")),
-    "K05": Guard("checkpoint.py", Fault("if _is_whole(candidate):", "if True:")),
-    "K06": Guard("resume.py", Fault("if changed and not allow_mismatch:", "if False:")),
-    "K09": Guard("training.py", Fault(">= training.stop_after_bad_losses:", "< 0:")),
-    "K10": Guard("batch.py", Fault("or entry.made_from != made_from", "")),
-    "K11": Guard("batch.py", Fault("except Exception as error:", "except EOFError as error:")),
-    "K12": Guard("manifest.py", Fault("entry.owner == self.owner", "True")),
-    "K14": Guard("batch.py", Fault("if out.resolve() in folders:", "if False:")),
-    "K15": Guard("inference.py", Fault("except torch.OutOfMemoryError", "except EOFError")),
-    "K20": Guard("batch.py", Fault("        _remove_images(out, case.name)", "        pass")),
-}  # fmt: skip
+    def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Write it down, once."""
+        if call.excinfo is not None and not self.file.exists():
+            line = str(call.excinfo.value).split("\n")[0]
+            self.file.write_text(f"{node.nodeid}\n{call.excinfo.typename}\n{line}")
 
 
-def tests_notice(copy: Path, row: str, guard: Guard) -> bool:
-    """Whether a test of the row fails without its guard."""
-    target = copy / "medseg_diff" / guard.file
+def _is_slow(test: Test) -> bool:
+    """Whether it is marked so: those come last, and mostly not at all."""
+    before, _, _ = (TESTS / test.file).read_text(encoding="utf-8").partition(f"def {test.name}(")
+    return "mark.slow" in before.rsplit("\n\n", 1)[-1]
+
+
+def tests_notice(copy: Path, row: str, guard: Guard) -> tuple[bool, str]:
+    """Whether a test of the row fails without its guard and passes with it; and what it said."""
+    target, failure = copy / "medseg_diff" / guard.file, copy / "failure.txt"
     original = target.read_text(encoding="utf-8")
-    if guard.fault.old not in original:
-        raise SystemExit(f"{row}: the guard is gone from {guard.file}: {guard.fault.old}")
-    target.write_text(original.replace(guard.fault.old, guard.fault.new, 1), encoding="utf-8")
-    names = " ".join(f"{test.file}::{test.name}" for test in tests_of()[row])
+    if original.count(guard.fault.old) != 1:
+        raise SystemExit(f"{row}: not once in {guard.file}: {guard.fault.old}")
+    target.write_text(original.replace(guard.fault.old, guard.fault.new), encoding="utf-8")
+    tests = sorted(tests_of()[row], key=_is_slow)
+    names = " ".join(f"{test.file}::{test.name}" for test in tests)
+    failure.unlink(missing_ok=True)
     try:
-        return run_tests(copy, names) != 0
+        if run_tests(copy, names, FirstFailure(failure)) == 0:
+            return False, "all tests pass without it"
     finally:
         target.write_text(original, encoding="utf-8")
+    if not failure.exists():
+        return False, "no test ran"
+    test, error, line = failure.read_text().split("\n")
+    said = f"{test.removeprefix('tests/')}: {error}: {line}"
+    if error in BREAKS:
+        return False, f"the replacement breaks the code: {said}"
+    # The function with all of its parameters, whose names may hold blanks.
+    if run_tests(copy, test.removeprefix("tests/").split("[")[0]) != 0:
+        return False, f"the test fails with the guard, too: {said}"
+    return True, said
 
 
 def main() -> int:
     """Remove the guards of the chosen rows; 1 if one is not missed."""
     chosen = sys.argv[1:] or sorted(GUARDS)
-    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     preload()
+    survived = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         ignored = shutil.ignore_patterns("__pycache__")
@@ -97,11 +87,14 @@ def main() -> int:
             shutil.copytree(ROOT / part, copy / part, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
         for row in chosen:
-            missed = tests_notice(copy, row, GUARDS[row])
+            missed, said = tests_notice(copy, row, GUARDS[row])
+            survived += not missed
+            # Read again: another process may have written meanwhile.
+            found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
             found[row] = "missed" if missed else "not missed"
-            print(f"{row}: {found[row]} ({GUARDS[row].file})", flush=True)
+            print(f"{row}: {found[row]} ({GUARDS[row].file}): {said}", flush=True)
             RECORD.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-    return int(any(found[row] != "missed" for row in chosen))
+    return int(survived > 0)
 
 
 if __name__ == "__main__":

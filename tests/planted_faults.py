@@ -194,8 +194,8 @@ PRIOR_TRANSLATION = [
     Fault("recovered_noise(path, source, target", "recovered_noise(path, target, target"),
     Fault("settings.grid, way.strength)", "settings.grid)"),
     Fault(
-        "image_values(back_to_scan((plane + 1) / 2, placed), ends)",
-        "image_values(back_to_scan(plane, placed), ends)",
+        "image_values(back((plane + 1) / 2, placed), ends)",
+        "image_values(back(plane, placed), ends)",
     ),
     Fault("ranges = placed.ends if units ==", "ranges = placed.ends if units !="),
     Fault("(high - low) / 2 for low, high in ranges", "(high - low) for low, high in ranges"),
@@ -978,6 +978,52 @@ SEEDS = [
     ),
 ]
 
+RESTORATION = [
+    Fault("mean /= mean.sum(1, keepdims=True)", "mean /= factor"),
+    Fault("centres = mean @ np.arange(voxels)", "centres = np.arange(count) * factor"),
+    Fault("weights @ mean", "mean.T @ mean"),
+    Fault("moved = np.moveaxis(result, 1 + axis, -1)", "moved = np.moveaxis(result, axis, -1)"),
+    Fault("n - m + 1", "n - m"),
+    Fault("rng.random() < 0.5", "False"),
+    Fault('indexing="ij")).sum(0) <= 1', 'indexing="ij")).sum(0) <= 2'),
+    Fault("(np.arange(m) + 0.5) / m * 2 - 1", "np.arange(m) / m * 2 - 1"),
+    Fault("np.where(hole, np.float32(0), image)", "image"),
+    Fault("np.where(hole, np.float32(0), image)", "np.where(hole, image, np.float32(0))"),
+    Fault("degraded(target, max(wanted.factors)", "degraded(target, min(wanted.factors)"),
+    Fault("wanted.factors[int(rng.integers(len(wanted.factors)))]", "wanted.factors[0]"),
+    Fault("zlib.crc32(case.encode())", "0"),
+    Fault("(n - size) // 2", "0"),
+]
+CASCADE_PARTS = [
+    Fault("torch.sqrt(1 - level.square()) * condition", "(1 - level) * condition"),
+    Fault("+ level * noise", "+ level.square() * noise"),
+    Fault("+ self.level(t[:, 1])", ""),
+    Fault("super().forward(t[:, 0])", "super().forward(t[:, 1])"),
+    Fault("self.pool(pad_to_multiple(image, self.factor))", "image[..., :: self.factor, :: 4]"),
+    Fault("mode=self.mode", 'mode="nearest"'),
+]
+CASCADE = [
+    Fault("self.config.condition_noise * batch.coins[:, 1]", "batch.coins[:, 1]"),
+    Fault("self.config.condition_noise * batch", "0 * batch"),
+    Fault("mine = noise[:, : self.condition_channels]", "mine = self._of_state(noise)"),
+    Fault("return noise[:, self.condition_channels :]", "return noise[:, : self.codec.channels]"),
+    Fault("sampling.condition_noise, device", "0.0, device"),
+    Fault("context.anchor.detach()", "context.anchor"),
+    Fault("state_from_logits(context.anchor.detach())", "probabilities(context.anchor.detach())"),
+    Fault("torch.stack([t, level.to(t)], dim=1)", "torch.stack([level.to(t), t], dim=1)"),
+    Fault("torch.stack([t, level.to(t)], dim=1)", "torch.stack([t, 0 * t], dim=1)"),
+]
+LATENT_IMAGES = [
+    Fault("first = channel * self.latent.channels", "first = 0"),
+    Fault("clamp(-RANGE, RANGE)", "clamp(-1, 1)"),
+    Fault(".unflatten(0, (len(image), -1)).flatten(1, 2)", "[: len(image)].repeat(1, 2, 1, 1)"),
+    Fault(
+        "images = torch.cat([self.codec.encode(batch.labels), self._channels(batch.image)])",
+        "images = self.codec.encode(batch.labels)",
+    ),
+    Fault("made.clamp(-1, 1)", "made.clamp(0, 1)"),
+    Fault("objectives.absolute_error(made, images)", "objectives.squared_error(made, images)"),
+]
 EVIDENCE = [
     Fault("blur(p * grey) / share", "blur(grey) / share"),
     Fault("- 2 * grey * blur(mean)", "- grey * blur(mean)"),
@@ -1085,7 +1131,22 @@ DIRECTIONS = [
 ORACLES = "diffusion/test_recursions.py diffusion/test_samplers.py"
 
 # file of the package, related tests, faults
+TLS = [
+    Fault("        return self._filled(context, ssl.Purpose.SERVER_AUTH)",
+          "        context.check_hostname = False\n"
+          "        return self._filled(context, ssl.Purpose.SERVER_AUTH)"),
+    Fault("context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
+          "context = ssl._create_unverified_context()"),
+    Fault("        context.verify_mode = ssl.CERT_REQUIRED\n", ""),
+    Fault("context = Listening(", "context = ssl.SSLContext("),
+    Fault('"do_handshake_on_connect": False', '"do_handshake_on_connect": True'),
+    Fault("load_cert_chain(f, password=\"\")", "load_cert_chain(f, password=\"CANARY\")"),
+    Fault("if self.own is None:", "if False:"),
+    Fault("if self.own is not None:", "if False:"),
+    Fault("except ssl.SSLCertVerificationError as error:", "except ZeroDivisionError as error:"),
+]  # fmt: skip
 PLAN = [
+    ("pacs/tls.py", "pacs/test_tls.py", TLS),
     ("diffusion/paths.py", "diffusion/test_paths.py diffusion/test_reverse_step.py", PATHS),
     ("diffusion/grids.py", "diffusion/test_grids.py", GRIDS),
     ("diffusion/samplers/__init__.py", f"diffusion/test_conformance.py {ORACLES}", REGISTRY),
@@ -1115,6 +1176,10 @@ PLAN = [
     ("data/unpaired.py", "test_unpaired.py", UNPAIRED),
     ("config/directions.py", "test_unpaired.py", DIRECTIONS),
     ("networks/lora.py", "test_lora.py", LORA),
+    ("data/restoration.py", "data/test_restoration_sources.py", RESTORATION),
+    ("networks/cascade.py", "test_cascade.py", CASCADE_PARTS),
+    ("model/cascade.py", "test_cascade.py", CASCADE),
+    ("model/latent_image.py", "test_latent_images.py", LATENT_IMAGES),
     ("codecs.py", "test_codecs.py", CODECS),
     ("fusion/moments.py", "test_fusion.py fusion/test_weighted.py", MOMENTS),
     ("fusion/step_uncertainty.py", "test_fusion.py", STEP_UNCERTAINTY),
@@ -1157,7 +1222,7 @@ def survives(copy: Path, file: str, tests: str, fault: Fault) -> bool:
     return code == 0
 
 
-def run_tests(copy: Path, tests: str) -> int:
+def run_tests(copy: Path, tests: str, *plugins: object) -> int:
     """Exit code of some test files against the copy, in a fork that has torch loaded already."""
     files = [f"tests/{name}" for name in tests.split()]
     child = os.fork()
@@ -1169,7 +1234,7 @@ def run_tests(copy: Path, tests: str) -> int:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             code = pytest.main(
-                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"]
+                [*files, "-qx", "--assert=plain", "-pno:cacheprovider", "-pno:xdist"], plugins
             )
         os._exit(int(code))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

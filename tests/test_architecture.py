@@ -13,13 +13,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg_diff"
 # Data runs down this list; a module imports only what stands above it.
 ORDER = (
-    "errors", "files", "memory", "translators", "translators_unpaired", "recipes_priors",
-    "recipes_wider", "recipes", "config", "io", "pacs",
+    "errors", "files", "memory", "translators", "cascades", "translators_unpaired",
+    "recipes_priors", "recipes_wider", "recipes", "config", "io", "pacs",
     "data", "networks", "codecs", "diffusion", "model", "checkpoint", "adapters", "frozen",
     "noise", "fusion", "calibration", "temperature", "draws", "windows", "ensemble", "morphology",
-    "answer", "sanity", "scan", "loading", "inference", "translation", "prior", "way", "unpaired",
-    "synthesis", "guided", "manifest", "cases", "synthetic_list", "one_case", "engines", "batch",
-    "pairing", "metrics", "image_scores", "statistics", "seeds", "plausibility", "risk",
+    "answer", "sanity", "scan", "loading", "inference", "restoring", "translation", "prior", "way",
+    "unpaired", "synthesis", "guided", "manifest", "cases", "synthetic_list", "one_case",
+    "engines", "batch", "pairing", "metrics", "image_scores", "statistics", "seeds",
+    "plausibility", "risk",
     "summary", "figures", "film", "report", "comparison", "gallery", "appraisal",
     "evaluation", "image_evaluation", "robustness", "truth", "calibrate", "variance",
     "likelihood", "reflow", "training_log", "companion", "resume", "processes", "validation",
@@ -126,7 +127,10 @@ def test_pacs_knows_only_io():
 def test_nothing_dangerous(path: Path):
     modules = {n.split(".")[0] for n in imports(path)}
     assert not modules & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    # MONAI's bundles work out expressions that stand in their files.
+    assert not [n for n in imports(path) if n.startswith("monai.bundle") or "ConfigParser" in n]
     for name, call in calls(path):
+        assert name.split(".")[-1] not in ("extractall", "unpack_archive"), name
         words = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name not in ("eval", "exec", "torch.load", "os.system", "os.popen"), name
         assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), name

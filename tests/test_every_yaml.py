@@ -19,10 +19,11 @@ from tests.training_fixtures import write_dataset
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Some go on from another run: tests/test_reflow.py, tests/test_lora.py. Images:
-# tests/test_translation.py, tests/test_unpaired_training.py, tests/test_synthesis.py.
+# tests/test_translation.py, tests/test_unpaired_training.py, tests/test_synthesis.py,
+# tests/test_restoration.py.
 APART = (
     "*_reflow", "*_lora", "flair_*", "*_syndiff", "*_image_prior", "*_mask_to_image",
-    "*_latent_synthesis",
+    "*_latent_synthesis", "super_resolution_*", "inpainting_*",
 )  # fmt: skip
 NAMES = [
     path.stem
@@ -99,6 +100,8 @@ def overrides(name: str, cases: Path) -> list[str]:
         keys["prediction.window"] = [24, 24]
     if config.plan.centre_crop is not None:
         keys["plan.centre_crop"] = [16, 16]
+    if config.model.coarse is not None:
+        keys |= {"model.coarse.features": [4, 8]}
     if config.model.latent is not None:
         keys |= {"model.latent.steps": 2}
     return [f"{key}={value}" for key, value in keys.items()]

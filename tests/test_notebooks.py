@@ -17,6 +17,7 @@ from nbclient import NotebookClient
         ("02_diffusion_core", 3),
         ("03_many_plausible_masks", 4),
         ("04_hospital_scan", 1),
+        ("05_translation", 2),
         ("06_domain_shift", 2),
     ],
 )

@@ -10,10 +10,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from medseg_diff import io
 from medseg_diff.cli import main
 from medseg_diff.config import parse_config
+from medseg_diff.diffusion.grids import time_grid
+from medseg_diff.diffusion.samplers import Denoise, Denoised
+from medseg_diff.diffusion.transport import with_recovered_noise
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.prior import Prior
 from medseg_diff.training import fit
@@ -49,7 +53,10 @@ def test_inversion_gives_the_optimal_transport_in_units_on_the_scans_grid(
     tmp_path: Path, units: Any
 ):
     file, values = scan_file(tmp_path)
-    target, source = priors()
+    _, source = priors()
+    # The scan is normalised as its own domain is, whatever the target's range.
+    other = {"normalisation": [{"kind": "range", "clip": [-500, 500]}]}
+    target = Prior([gaussian_run(*TARGET, name="target", plan=other)])
     way = Way(1.0, "inversion", units)
     made = translate_scan(target, io.read_image(file), source=source, way=way, steps=400)
     low, high = (20, 300) if units == "target" else (0, 100)
@@ -117,6 +124,27 @@ def test_seeds_and_draws(tmp_path: Path):
     assert not np.array_equal(
         with_source.translate(file, seed=0).image, with_source.translate(file, seed=1).image
     )
+
+
+def test_every_step_has_its_own_field_of_noise(tmp_path: Path):
+    """The answer is that of the walk itself with the case's fields, one a step."""
+    file, values = scan_file(tmp_path, (8, 8, 6))
+    nib.save(nib.Nifti1Image(values, np.diag([1.2, 0.9, 2.0, 1])), file)
+    target, source = priors()
+    way, path = Way(0.7, "noise", "source"), target.model.path
+    made = translate_scan(target, io.read_image(file), source=source, way=way, steps=3, case="a")
+    clean = torch.from_numpy(values / 50 - 1)[None, None]
+    fields = target.noise("a", 0, 0, (8, 8, 6))
+    moved = with_recovered_noise(
+        path, *(gaussian_of(prior) for prior in (source, target)), clean, fields(0),
+        time_grid(path, 3, target.defaults.grid, 0.7), lambda index: fields(index + 1),
+    )  # fmt: skip
+    np.testing.assert_allclose(made, (moved[0].numpy() + 1) * 50, atol=1e-2)
+
+
+def gaussian_of(prior: Prior) -> Denoise:
+    """The prior's network without its windows."""
+    return lambda x, t: Denoised(prior.model.denoiser(x, t).clamp(-1, 1))
 
 
 def test_a_spread_is_the_deviation_of_the_draws(tmp_path: Path):

@@ -36,8 +36,8 @@ TASKS = {
 }
 SIZES = {2: (21, 26), 3: (11, 14, 9)}
 EVERY = recipes.RECIPES | PRIORS
-# Drawn classes, joint states and scans, without a conditioner.
-PLAIN = ("ccdm", "berdiff", "diffatlas", "image_prior", "mask_to_image")
+# Drawn classes, joint states, scans and a coarse mask, without a conditioner.
+PLAIN = ("ccdm", "berdiff", "diffatlas", "image_prior", "mask_to_image", "refine")
 OF_LATENTS = ("lsegdiff", "feature_translation", "latent_synthesis")
 BASELINES = ("unet", "mc_dropout", "probabilistic_unet")
 DIFFUSION = [name for name in EVERY if name not in BASELINES]
@@ -57,6 +57,8 @@ def keys(recipe: str, dims: int, task: str = "many", **model: Any) -> dict[str, 
         small = {"features": [24, 24], "heads": 2, "token_size": 2, "time_channels": 16}
     if recipe in OF_LATENTS:
         small["latent"] = {"features": [8, 16], "steps": 1}
+    if recipe == "refine":
+        small["coarse"] = {"features": [8, 16]}
     return {
         "recipe": recipe,
         "task": {"channels": ["x"], **TASKS[task]},
@@ -221,6 +223,8 @@ def test_time_changes_the_output(recipe: str):
         noise = given.noise
         if isinstance(model, LatentModel):
             noise = model.noise_on_grid(noise)
+        if recipe == "refine":
+            noise = noise[:, -model.codec.channels :]
         early, late = (
             model.raw(noise, torch.full((2,), t, dtype=torch.float64), context)[0]
             for t in (0.1, 0.9)

@@ -147,6 +147,7 @@ def test_K01_a_kill_during_the_write_leaves_the_old_checkpoint(
     def write() -> None:
         with checkpoint.new_checkpoint(run, 2) as folder:
             (folder / "a").write_text("two")
+            assert [p.name for p in checkpoint.checkpoints(run)] == ["step_00000001"]
 
     for moment in ("sync", "file_sha256"):
         with monkeypatch.context() as patch:

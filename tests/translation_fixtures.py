@@ -73,6 +73,8 @@ def tiny_translator(recipe: str, cases: Path, dims: int = 3, **training: Any) ->
         },
         "prediction": {"draws": 2, "steps": 2},
     }  # fmt: skip
+    if recipe == "bbdm_latent":
+        keys["model"]["latent"] = {"features": [4, 8], "channels": 2, "steps": 3}
     if recipe != "one_step":
         keys["model"]["time_channels"] = 16
     return parse_config(keys)

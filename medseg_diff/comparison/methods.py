@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,16 @@ import pandas as pd
 
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.statistics import MEAN_OF_STRUCTURES, case_means
-from medseg_diff.summary import HEADINGS
+from medseg_diff.summary import ALL_HEADINGS, HEADINGS, IMAGE_HEADINGS
 
 KEYS = ["case", "structure"]
 # Conventions that change what a number means.
-_MUST_AGREE = ("surface", "nsd_tolerance_mm", "hd95", "assd", "units", "structures", "ignore_label")
+_MUST_AGREE = (
+    "surface", "nsd_tolerance_mm", "hd95", "assd", "units", "structures", "ignore_label",
+    "data_range",
+)  # fmt: skip
+# Where an image is judged, in the place of the structures that masks have.
+BODY = "body"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,16 @@ class Method:
     seeds: int = 1
     seed_sd: Mapping[tuple[str, str], float] = field(default_factory=dict)
     conventions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether what is scored are translated images, not masks."""
+        return "mae" in self.per_case
+
+    @property
+    def metrics(self) -> list[str]:
+        """Its columns of scores."""
+        return [name for name in ALL_HEADINGS if name in self.per_case]
 
     @property
     def patients(self) -> dict[str, str] | None:
@@ -76,10 +92,16 @@ def read_evaluation(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     try:
         # A case may be called NA or 007: only the numbers have blanks.
         per_case = pd.read_csv(
-            table, dtype=words, keep_default_na=False, na_values=dict.fromkeys(HEADINGS, "")
+            table, dtype=words, keep_default_na=False, na_values=dict.fromkeys(ALL_HEADINGS, "")
         )
-        conventions = json.loads(summary.read_text(encoding="utf-8"))["conventions"]
-        numbers = per_case[[*HEADINGS, "volume_ref_ml"]].to_numpy(dtype=float)
+        facts = json.loads(summary.read_text(encoding="utf-8"))
+        conventions, of_images = facts["conventions"], facts.get("task") == "translation"
+        if of_images:
+            # An image equal to its reference has a PSNR of infinity, which has no differences.
+            scores = per_case[list(IMAGE_HEADINGS)].replace(math.inf, math.nan)
+            per_case = per_case.assign(structure=BODY, **scores)
+        scored = [*IMAGE_HEADINGS, "body_voxels"] if of_images else [*HEADINGS, "volume_ref_ml"]
+        numbers = per_case[scored].to_numpy(dtype=float)
         keys = per_case[[*KEYS, "outcome"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"not readable: {error}", file=where, remedy=remedy) from error
@@ -102,19 +124,21 @@ def pool(name: str, seeds: Sequence[tuple[pd.DataFrame, Mapping[str, Any]]]) -> 
         for k, (table, conventions) in enumerate(seeds, start=1)
     ]
     check_comparable(members)
-    columns = [*HEADINGS, "volume_ref_ml", "volume_pred_ml"]
+    scores = members[0].metrics
+    sizes = ["body_voxels"] if members[0].of_images else ["volume_ref_ml", "volume_pred_ml"]
+    columns = [*scores, *sizes]
     first = members[0].per_case.set_index(KEYS)
     stacked = pd.concat([member.per_case[[*KEYS, *columns]] for member in members])
     pooled = first.drop(columns="outcome").copy()
     pooled[columns] = stacked.groupby(KEYS)[columns].mean().loc[first.index, columns]
     means = [
-        by_structure(member.per_case).groupby("structure", sort=False)[list(HEADINGS)].mean()
+        by_structure(member.per_case).groupby("structure", sort=False)[scores].mean()
         for member in members
     ]
     sd = {
         (str(structure), metric): float(np.std([m.loc[structure, metric] for m in means], ddof=1))
         for structure in means[0].index
-        for metric in HEADINGS
+        for metric in scores
     }
     return Method(name, pooled.reset_index(), len(members), sd, members[0].conventions)
 
@@ -126,9 +150,16 @@ def check_comparable(methods: Sequence[Method]) -> None:
         InputError: if there are fewer than two, or they differ in cases, structures, references,
             patients or conventions.
     """
+    if len({method.of_images for method in methods}) > 1:
+        raise InputError(
+            "evaluations of masks and of translated images do not compare",
+            found=", ".join(m.name for m in methods if m.of_images),
+            remedy="compare them apart",
+        )
     check_same_rows({method.name: method.per_case.set_index(KEYS) for method in methods})
     first, *others = methods
-    volumes = first.per_case.set_index(KEYS)["volume_ref_ml"]
+    size = "body_voxels" if first.of_images else "volume_ref_ml"
+    volumes = first.per_case.set_index(KEYS)[size]
     for other in others:
         for key in _MUST_AGREE:
             ours, theirs = first.conventions.get(key), other.conventions.get(key)
@@ -139,13 +170,13 @@ def check_comparable(methods: Sequence[Method]) -> None:
                     found=f"{ours} and {theirs}",
                     remedy="evaluate both with the same settings",
                 )
-        theirs = other.per_case.set_index(KEYS)["volume_ref_ml"].loc[volumes.index]
+        theirs = other.per_case.set_index(KEYS)[size].loc[volumes.index]
         far = ~np.isclose(volumes, theirs, rtol=1e-4, atol=1e-6)
         if far.any():
             raise InputError(
                 f"evaluations {first.name!r} and {other.name!r} were scored against different "
                 "references",
-                field="volume_ref_ml",
+                field=size,
                 found=" / ".join(map(str, volumes.index[far][0])),
                 remedy="evaluate both on the same reference folder",
             )

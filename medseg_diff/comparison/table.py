@@ -26,9 +26,10 @@ from medseg_diff.statistics import (
     smallest_p,
     verdict,
 )
-from medseg_diff.summary import HEADINGS
+from medseg_diff.summary import ALL_HEADINGS
 
 METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
+IMAGE_METRICS = ("mae", "psnr_db", "ssim")
 ALPHA = 1 - CONFIDENCE
 # A Dice difference that a reader may care about, and how many seeds a claim on a method takes.
 _WORTH_FINDING = 0.01
@@ -63,6 +64,7 @@ def compare_methods(
     table = compare_table(
         {method.name: method.per_case for method in methods},
         reference=reference,
+        metrics=IMAGE_METRICS if methods[0].of_images else METRICS,
         patients=patients,
         seed=seed,
     )
@@ -124,17 +126,22 @@ def compare_table(
 
 
 def primary_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per pair: Dice of the mean of structures, or of the only one."""
-    dice = table[table["metric"] == "dice"]
-    mean = dice[dice["structure"] == MEAN_OF_STRUCTURES]
-    return mean if len(mean) else dice
+    """Return one row per pair: Dice of the mean of structures or of the only one, MAE of images."""
+    first = table[table["metric"] == primary_metric(table)]
+    mean = first[first["structure"] == MEAN_OF_STRUCTURES]
+    return mean if len(mean) else first
+
+
+def primary_metric(table: pd.DataFrame) -> str:
+    """Return the metric that a comparison speaks of first: the Dice of masks, the MAE of images."""
+    return "dice" if (table["metric"] == "dice").any() else str(table["metric"].iloc[0])
 
 
 def headlines(table: pd.DataFrame) -> list[tuple[str, bool]]:
     """Return one verdict per pair, and whether it claims a difference.
 
-    The verdict is on Dice, averaged over structures; other rows that show a difference are named
-    after it, and so is that none does.
+    The verdict is on Dice, averaged over structures (of images, on MAE); other rows that show a
+    difference are named after it, and so is that none does.
     """
     found = []
     for _, row in primary_rows(table).iterrows():
@@ -166,7 +173,7 @@ def caveats(table: pd.DataFrame, methods: Sequence[Method]) -> list[str]:
             f"smallest corrected p it can give is {least:.2g}."
         )
     spread = primary["sd_difference"].max()
-    if spread > 0:
+    if spread > 0 and primary_metric(table) == "dice":
         needed = cases_needed(_WORTH_FINDING, float(spread))
         if (primary["units"] < needed).any():
             notes.append(
@@ -235,7 +242,7 @@ def _row(
 
 def _correct(block: Sequence[dict[str, Any]], metric: str) -> None:
     """Add Holm's p over a metric's rows, the smallest it could be, and the verdict."""
-    heading = HEADINGS[metric]
+    heading = ALL_HEADINGS[metric]
     tests = sum(not math.isnan(row["p"]) for row in block)
     for row, p_holm in zip(block, holm([row["p"] for row in block]), strict=True):
         result: Comparison = row.pop("result")
@@ -258,11 +265,11 @@ def _correct(block: Sequence[dict[str, Any]], metric: str) -> None:
 
 
 def _tests(table: pd.DataFrame) -> int:
-    return int((table["metric"] == "dice").sum())
+    return int((table["metric"] == primary_metric(table)).sum())
 
 
 def _short(row: Any) -> str:
     """Name a row and who is better in it."""
-    heading = HEADINGS[row["metric"]]
+    heading = ALL_HEADINGS[row["metric"]]
     better = row["a"] if (row["difference"] > 0) == heading.higher_is_better else row["b"]
     return f"{heading.text.split(' (')[0]}, {row['structure']}: {better} is better"

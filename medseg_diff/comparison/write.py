@@ -10,13 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from medseg_diff.comparison.methods import Method, by_structure, read_method
-from medseg_diff.comparison.table import caveats, claims, compare_methods, headlines
+from medseg_diff.comparison.table import (
+    caveats,
+    claims,
+    compare_methods,
+    headlines,
+    primary_metric,
+)
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.figures import forest_plot
 from medseg_diff.files import atomic_text
 from medseg_diff.report.page import case_rows, figure, notes, page
 from medseg_diff.report.tables import number
-from medseg_diff.summary import HEADINGS
+from medseg_diff.summary import ALL_HEADINGS
 
 TITLE = "Comparison of methods"
 LEGEND = (
@@ -81,7 +87,8 @@ def method_rows(methods: Sequence[Method]) -> pd.DataFrame:
         for structure in table.index.get_level_values("structure").unique():
             part = table.xs(structure, level="structure")
             row = {"Method": method.name, "Structure": structure, "Seeds": str(method.seeds)}
-            for metric, heading in HEADINGS.items():
+            for metric in method.metrics:
+                heading = ALL_HEADINGS[metric]
                 values = part[metric].dropna()
                 text = number(values.mean(), heading.digits)
                 if len(values) > 1:
@@ -98,7 +105,7 @@ def pair_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the tests as text: one row per pair, structure and metric."""
     rows = []
     for _, row in table.iterrows():
-        heading = HEADINGS[row["metric"]]
+        heading = ALL_HEADINGS[row["metric"]]
         digits = heading.digits
         gap = signed(row["difference"], digits)
         if not math.isnan(row["ci_low"]):
@@ -173,13 +180,13 @@ def to_html(table: pd.DataFrame, methods: Sequence[Method]) -> str:
         case_rows(method_rows(methods), left=("Method", "Structure", "Seeds")),
         '<p class="soft">Mean ± standard deviation over cases; in brackets the standard deviation '
         "of the mean over seeds, where there are several.</p>",
-        "<h2>Difference in Dice</h2>",
+        f"<h2>Difference in {ALL_HEADINGS[primary_metric(table)].text}</h2>",
         figure(
             "",
             "Squares: mean paired difference; lines: its 95 % interval, not corrected. Blue: "
             "the difference may be claimed after correction.",
             _forest(table),
-            alt="Paired differences in Dice with their intervals",
+            alt="Paired differences with their intervals",
         ),
         "<h2>Tests</h2>",
         f'<p class="soft">{escape(LEGEND)}</p>',
@@ -194,7 +201,8 @@ def latex_escape(text: str) -> str:
 
 
 def _forest(table: pd.DataFrame) -> bytes:
-    dice = table[table["metric"] == "dice"]
+    metric = primary_metric(table)
+    heading = ALL_HEADINGS[metric]
     rows = [
         (
             f"{row['a']} - {row['b']}, {row['structure']}",
@@ -203,9 +211,9 @@ def _forest(table: pd.DataFrame) -> bytes:
             row["ci_high"],
             claims(row),
         )
-        for _, row in dice.iterrows()
+        for _, row in table[table["metric"] == metric].iterrows()
     ]
-    return forest_plot(rows, "Dice", higher_is_better=True)
+    return forest_plot(rows, heading.text, higher_is_better=heading.higher_is_better)
 
 
 def signed(value: float, digits: int) -> str:

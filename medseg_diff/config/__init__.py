@@ -5,6 +5,7 @@ from medseg_diff.config.base import Section
 from medseg_diff.config.model import AdversarialConfig, LatentConfig, ModelConfig
 from medseg_diff.config.parse import load_config, merged, parse_config
 from medseg_diff.config.prediction import FuseName, PredictionConfig, SamplerName
+from medseg_diff.config.restoration import RestorationConfig
 from medseg_diff.config.sections import (
     Config,
     DataConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "PlanConfig",
     "PredictionConfig",
+    "RestorationConfig",
     "SamplerName",
     "Section",
     "TaskConfig",

@@ -81,6 +81,16 @@ def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         "ends in noise",
     )
     yield (
+        prior
+        and (
+            model.adversarial is not None
+            or model.noises_condition
+            or (model.latent is not None and model.latent.of != "mask")
+        ),
+        "prior diffuses scans, or the latent of their own autoencoder: leave out adversarial, "
+        "coarse, condition_noise and latent.of",
+    )
+    yield (
         prior and (model.learned_variance or model.self_conditioning),
         "prior is drawn over whole scans, window by window at each step: leave out "
         "learned_variance and self_conditioning",

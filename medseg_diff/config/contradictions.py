@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from medseg_diff.config.cascade import beside_noised_condition
+from medseg_diff.config.restoration import beside_restoration
+
 if TYPE_CHECKING:
     from medseg_diff.config.sections import Config
+    from medseg_diff.config.task import TaskConfig
 
 
 def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
@@ -36,6 +40,8 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "model.control_planes and training.lora each train their own part of a frozen base: leave "
         "one out",
     )
+    yield from beside_noised_condition(config)
+    yield from beside_restoration(config)
     if config.training.reflow_from is not None:
         yield from _beside_reflow(config)
     yield (
@@ -187,10 +193,10 @@ def _beside_images(config: Config) -> Iterator[tuple[bool, str]]:
         "a target image is made by model.kind: diffusion without joint, or unet without dropout",
     )
     yield (
-        model.conditioner == "anchored" or model.latent is not None,
-        "an anchor and a latent are made of masks, and this case list has a target image: leave "
-        "them out",
+        model.has_anchor,
+        "an anchor is made of masks, and this case list has a target image: leave it out",
     )
+    yield from _beside_a_latent_of_images(config, task)
     yield (
         config.training.reflow_from is not None,
         "training.reflow_from pairs noise with masks, and this case list has a target image",
@@ -259,6 +265,33 @@ def _beside_prior(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         config.task is not None and config.task.target is not None,
         "model.prior makes the scans of a list without target, and this case list has one",
+    )
+
+
+def _beside_a_latent_of_images(config: Config, task: TaskConfig) -> Iterator[tuple[bool, str]]:
+    """What an autoencoder of all of a translation's images asks of them."""
+    model, latent = config.model, config.model.latent
+    if latent is None:
+        return
+    yield (
+        model.conditioner != "none" or config.plan.coordinates or config.restoration is not None,
+        "a latent of images sees the channels' latents and nothing else: set conditioner: none and "
+        "leave out plan.coordinates and restoration",
+    )
+    yield (
+        latent.of != "mask",
+        "model.latent.of: features is of a segmenting network, and this case list has a target "
+        "image: leave it out",
+    )
+    yield (
+        latent.end_to_end or model.learned_variance or model.self_conditioning,
+        "a latent of images has two stages and one output: leave out latent.end_to_end, "
+        "learned_variance and self_conditioning",
+    )
+    yield (
+        any(n != task.target_planes for n in task.input_channels or ()),
+        f"one autoencoder serves all images, and channels of {list(task.input_channels or ())} "
+        f"planes are not like a target of {task.target_planes}",
     )
 
 

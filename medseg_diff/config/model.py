@@ -15,10 +15,11 @@ from medseg_diff.config.apart import (
     prior_apart,
 )
 from medseg_diff.config.base import Section
+from medseg_diff.config.cascade import CoarseConfig, noised_apart
 
 
 class LatentConfig(Section):
-    """What a latent is of, for a model that diffuses it."""
+    """What a latent is of, for a model that diffuses it; of a translation, of all its images."""
 
     of: Literal["mask", "features"] = Field(
         "mask",
@@ -116,8 +117,18 @@ class ModelConfig(Section):
     condition_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of samples without image, for guidance"
     )
+    condition_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="largest level of the noise that training puts on the condition and tells the "
+        "network: on the coarse mask, or else on the image (noise conditioning augmentation)",
+    )
+    coarse: CoarseConfig | None = Field(
+        None, description="segment a coarser image first; its mask is the denoiser's condition"
+    )
     latent: LatentConfig | None = Field(
-        None, description="diffuse a latent of the mask, or of a prior's scan"
+        None, description="diffuse a latent of the mask, or of images"
     )
     adversarial: AdversarialConfig | None = Field(
         None, description="translate between data.cases and data.target_cases, without pairs"
@@ -158,6 +169,7 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *noised_apart(self),
             *adversarial_apart(self),
             *prior_apart(self),
         ):
@@ -237,6 +249,16 @@ class ModelConfig(Section):
             self.latent is not None and anchored,
             "an anchor is a mask and the latent is not: use conditioner pyramid or none",
         )
+
+    @property
+    def has_anchor(self) -> bool:
+        """Whether a context holds a mask of its own."""
+        return self.conditioner == "anchored" or self.coarse is not None
+
+    @property
+    def noises_condition(self) -> bool:
+        """Whether the network is shown its condition under noise of a level that it is told."""
+        return self.condition_noise > 0 or self.coarse is not None
 
     @property
     def uses_source(self) -> bool:

@@ -69,6 +69,13 @@ class PredictionConfig(Section):
     dynamic_threshold: float | None = Field(
         None, gt=0, le=1, description="percentile of Imagen's dynamic threshold"
     )
+    condition_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="level of the noise on the condition, for models trained with "
+        "model.condition_noise; up to its value",
+    )
     fuse: FuseName = "mean"
     settle: float | None = Field(
         None,

@@ -16,6 +16,7 @@ from medseg_diff.config.base import Section
 from medseg_diff.config.contradictions import contradictions
 from medseg_diff.config.model import ModelConfig
 from medseg_diff.config.prediction import PredictionConfig
+from medseg_diff.config.restoration import RestorationConfig
 from medseg_diff.config.task import TaskConfig
 
 
@@ -199,6 +200,9 @@ class Config(Section):
     task: TaskConfig | None = None
     plan: PlanConfig = PlanConfig()
     model: ModelConfig
+    restoration: RestorationConfig | None = Field(
+        None, description="translate a source that is made from the list's own image into it"
+    )
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     prediction: PredictionConfig = PredictionConfig()
@@ -234,12 +238,15 @@ class Config(Section):
 
     @property
     def input_planes(self) -> int:
-        """Channels of the model's image input, coordinates included; a label map counts as one."""
+        """Channels of the network's image input: images, or a prior's label map (as one), a hole's
+        place, coordinates.
+        """
         if self.task is None or self.plan.spatial_dims is None:
             raise ValueError("the configuration is not complete: task and plan come from the data")
         places = self.plan.spatial_dims if self.plan.coordinates else 0
+        hole = self.restoration is not None and self.restoration.kind == "inpainting"
         seen = {None: self.task.image_planes, "mask": 1, "unconditional": 0}[self.model.prior]
-        return seen + places
+        return seen + int(hole) + places
 
     def to_yaml(self) -> str:
         """YAML text that :func:`parse_config` turns back into an equal configuration."""

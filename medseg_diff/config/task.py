@@ -40,6 +40,11 @@ class TaskConfig(Section):
         by_value = sorted(self.labels.items(), key=lambda item: item[1])
         return {name: (value,) for name, value in by_value if value != 0}
 
+    @property
+    def restores(self) -> bool:
+        """Whether the target is the channel itself, whose source is made from it."""
+        return self.target in self.channels
+
     def source_slice(self, source: str | None) -> slice:
         """Planes of the image input that a source channel holds; None is the first channel."""
         widths = list(self.input_channels or [1] * len(self.channels))

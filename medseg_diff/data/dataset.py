@@ -23,6 +23,7 @@ from medseg_diff.data.appearance import SyntheticContrastd, strong_appearance
 from medseg_diff.data.augmentation import augmentation
 from medseg_diff.data.caselist import Case, CaseList
 from medseg_diff.data.records import Batch
+from medseg_diff.data.restoration import training_source
 from medseg_diff.data.transforms import network_input
 from medseg_diff.data.unreadable import BAD, Attempt, Skipped
 from medseg_diff.data.workers import Watch
@@ -55,7 +56,7 @@ def cached_cases(
             "case": case.case,
             "channels": cases.channel_paths(case),
             "references": cases.reference_paths(case),
-            "target": cases.target_path(case),
+            "target": None if task.restores else cases.target_path(case),
         }
         for case in part
     ]
@@ -215,6 +216,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         if self.prior is not None:
             shown = label.round().astype(np.float32) if self.prior == "mask" else image[:0]
             image, label = shown, image.clip(-1, 1)
+        elif self.config.restoration is not None:
+            image = training_source(label, self.config.restoration, rng)
         start = [int(c) - n // 2 for c, n in zip(centre, self.patch, strict=False)]
         image = network_input(image, self.config.plan, start, case["image"].shape[1:])
         noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)

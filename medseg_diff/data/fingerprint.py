@@ -56,7 +56,8 @@ class Fingerprint:
         raster: True where the images are 2-D files.
         target_planes: Planes of a translation's target.
         target_range: Its percentiles 0.05 and 99.95, the lowest and the highest of all scans; of
-            images alone theirs; None for a task of masks.
+            images alone theirs; None for a task of masks, and where each scan is restored to its
+            own values.
         image_ranges: For each image plane, the medians over the scans of the percentiles that
             normalisation by percentile takes, (C, 2).
     """
@@ -93,7 +94,7 @@ def planes_of(channels: Mapping[str, Path]) -> tuple[int, ...]:
 
 def _with_target_planes(task: TaskConfig, cases: CaseList, part: Sequence[Case]) -> TaskConfig:
     """The task with the planes of the first target image that can be read."""
-    if task.target is None:
+    if task.target is None or task.restores:
         return task
     for path in filter(None, map(cases.target_path, part)):
         try:
@@ -139,7 +140,7 @@ def fingerprint(
     for case in chosen:
         channels, references = cases.channel_paths(case), cases.reference_paths(case)
         try:
-            target = cases.target_path(case)
+            target = None if task.restores else cases.target_path(case)
             item = load({"channels": channels, "references": references, "target": target})
         except InputError as error:
             skipped.note(case.case, str(error))
@@ -152,7 +153,7 @@ def fingerprint(
         own.append(np.percentile(values.reshape(len(values), -1), PERCENTILES, axis=1).T)
         if "target" in item and item["target"] is not None:
             ends.append(np.percentile(np.asarray(item["target"]), TARGET_PERCENTILES))
-        elif not task.labels:
+        elif not task.labels and not task.restores:
             ends.append(np.percentile(values, TARGET_PERCENTILES))
         labelled = np.asarray(item["label"][0]) > 0 if "label" in item else np.zeros(1, bool)
         sample = values[:, labelled] if labelled.any() else values.reshape(len(values), -1)
@@ -165,8 +166,8 @@ def fingerprint(
         planes,
         np.stack([low, high, pooled.mean(1), pooled.std(1)], axis=1),
         raster,
-        task.target_planes,
-        _range_of(ends) if task.target is not None or not task.labels else None,
+        sum(planes) if task.restores else task.target_planes,
+        _range_of(ends) if ends else None,
         tuple((float(a), float(b)) for a, b in np.median(own, axis=0)),
     )
 

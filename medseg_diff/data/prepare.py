@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medseg_diff.config import Config
+from medseg_diff.config import Config, TaskConfig
 from medseg_diff.config.contradictions import contradictions
 from medseg_diff.data.caselist import CaseList, load_caselist
 from medseg_diff.data.fingerprint import complete_plan, fingerprint, plan_of_scans, task_of
@@ -54,6 +54,22 @@ def open_cases(config: Config) -> CaseList:
     return cases
 
 
+def restored(task: TaskConfig) -> TaskConfig:
+    """The task of making a list's one channel from a source made of it; masks are left aside.
+
+    Raises:
+        UsageError: if there are several channels.
+    """
+    if len(task.channels) != 1:
+        raise UsageError(
+            "a restoration is of one channel", field="restoration", found=", ".join(task.channels),
+            remedy="make a case list with the one channel that is to be restored",
+        )  # fmt: skip
+    gone: dict[str, object] = {"labels": {}, "regions": None, "ignore_label": None}
+    made = {"target": task.channels[0], "target_modality": None}
+    return task.model_copy(update=gone | made)
+
+
 def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, CaseList, DataFacts]:
     """Complete the configuration: ``task`` from the list, ``plan`` from the training scans.
 
@@ -71,6 +87,8 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
             "no training case", field="data.cases", remedy="give some cases part 'train'"
         )
     task = config.task or task_of(cases)
+    if config.restoration is not None:
+        task = restored(task)
     if task.target is None and not task.labels and config.model.prior is None:
         raise InputError(
             "the list has images alone", file=config.data.cases, field="labels",
@@ -79,7 +97,7 @@ def prepare(config: Config, skipped: Skipped | None = None) -> tuple[Config, Cas
         )  # fmt: skip
     plan = config.plan
     needed = ["spatial_dims", "spacing_mm", "patch_size", "normalisation"]
-    needed += ["target_range"] if task.target is not None else []
+    needed += ["target_range"] if task.target is not None and not task.restores else []
     needed += ["image_ranges", "raster"] if config.model.prior is not None else []
     complete = task.input_channels and all(getattr(plan, key) is not None for key in needed)
     if not complete or plan.batch_size is None:

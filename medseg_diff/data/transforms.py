@@ -217,11 +217,17 @@ def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDAr
 
 
 def ends_of(values: NDArray[Any], spec: Normalisation) -> tuple[float, float]:
-    """The values of a channel that its normalisation by percentile or range brings to -1 and 1."""
-    ends = spec.clip if spec.kind == "range" else np.percentile(values, PERCENTILES)
-    if ends is None:
+    """Values of a channel that a normalisation of kind percentile or range makes -1 and 1.
+
+    Raises:
+        ValueError: if it is of another kind, or of kind range without its ends.
+    """
+    if spec.kind == "percentile":
+        low, high = np.percentile(values.astype(np.float64), PERCENTILES)
+        return float(low), float(high)
+    if spec.kind != "range" or spec.clip is None:
         raise ValueError("a normalisation of kind range needs clip: the ends of the range")
-    return float(ends[0]), float(ends[1])
+    return spec.clip
 
 
 def to_range(values: NDArray[Any], ends: tuple[float, float]) -> NDArray[np.float32]:
@@ -331,13 +337,15 @@ class Preprocess(MapTransform):
         result = {k: v for k, v in data.items() if k not in ("channels", "references")}
         result["image"] = normalise(image, self.plan.normalisation or ())
         result["foreground"] = []
-        if self.task.target is not None and "target" in data:
+        if self.task.restores:
+            result["target"] = result["image"].clip(-1, 1)
+        elif self.task.target is not None and "target" in data:
             if self.plan.target_range is None:
                 raise ValueError("the plan is not complete: it has no target_range")
             placed = np.asarray(self.place_image(data["target"]), dtype=np.float32)
-            target = to_range(placed, self.plan.target_range).clip(-1, 1)
-            result["target"] = target
-            result["foreground"] = bright_voxels(target)
+            result["target"] = to_range(placed, self.plan.target_range).clip(-1, 1)
+        if self.task.target is not None and result.get("target") is not None:
+            result["foreground"] = bright_voxels(result["target"])
         if "label" in data:
             label = np.asarray(self.place_label(data["label"]), dtype=np.int16)
             result["label"] = label

@@ -11,6 +11,7 @@ from medseg_diff.figures.curves import robustness_curves
 from medseg_diff.figures.domains import Panel, domain_panels
 from medseg_diff.figures.overlays import case_figure
 from medseg_diff.figures.slices import SliceStack, SliceView, slice_stack
+from medseg_diff.figures.translations import TranslationView, translation_figure
 from medseg_diff.figures.views import CaseView, viewing_axes
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Panel",
     "SliceStack",
     "SliceView",
+    "TranslationView",
     "box_plots",
     "case_figure",
     "domain_panels",
@@ -27,5 +29,6 @@ __all__ = [
     "risk_coverage_curve",
     "robustness_curves",
     "slice_stack",
+    "translation_figure",
     "viewing_axes",
 ]

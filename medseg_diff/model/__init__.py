@@ -9,11 +9,13 @@ from medseg_diff.model.adversarial import AdversarialModel
 from medseg_diff.model.base import Estimate, Loss, Sampling, SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
 from medseg_diff.model.build import build_model
+from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.features import FeatureModel
 from medseg_diff.model.flipped import with_flips
+from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.model.prior import LatentPriorModel, PriorModel
@@ -26,10 +28,12 @@ __all__ = [
     "DropoutUNetModel",
     "Estimate",
     "FeatureModel",
+    "InpaintingModel",
     "JointModel",
     "LatentModel",
     "LatentPriorModel",
     "Loss",
+    "NoisedConditionModel",
     "PriorModel",
     "ProbabilisticUNetModel",
     "RegressionModel",

@@ -52,6 +52,7 @@ class Sampling:
     t_max: float = 1.0
     guidance: float = 1.0
     dynamic_threshold: float | None = None
+    condition_noise: float = 0.0
     start: Literal["noise", "image"] = "noise"
 
     @classmethod
@@ -64,6 +65,7 @@ class Sampling:
             wanted.t_max,
             wanted.guidance,
             wanted.dynamic_threshold,
+            wanted.condition_noise,
             wanted.start,
         )
 

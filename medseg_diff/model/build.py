@@ -26,16 +26,20 @@ from medseg_diff.errors import UsageError
 from medseg_diff.model.adversarial import DOMAINS, OTHER, AdversarialModel, Domain, Networks
 from medseg_diff.model.base import SegmentationModel
 from medseg_diff.model.baseline import RegressionModel, UNetModel
+from medseg_diff.model.cascade import NoisedConditionModel
 from medseg_diff.model.diffusion import DiffusionModel
 from medseg_diff.model.discrete import DiscreteModel
 from medseg_diff.model.dropout import DropoutUNetModel
 from medseg_diff.model.features import FeatureModel
+from medseg_diff.model.inpainting import InpaintingModel
 from medseg_diff.model.joint import JointModel
 from medseg_diff.model.latent import LatentModel
+from medseg_diff.model.latent_image import LatentImageModel
 from medseg_diff.model.prior import LatentPriorModel, PriorModel
 from medseg_diff.model.probabilistic import ProbabilisticUNetModel
 from medseg_diff.networks.adversarial import Discriminator, Generator, translator
-from medseg_diff.networks.autoencoder import MaskAutoencoder
+from medseg_diff.networks.autoencoder import ImageAutoencoder, MaskAutoencoder
+from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
 from medseg_diff.networks.dropout import ChannelDropout
@@ -70,6 +74,8 @@ def build_model(config: Config) -> SegmentationModel:
         return build_drawn_otherwise(dims, planes, codec, config)
     if model.kind != "diffusion":
         return build_baseline(dims, planes, codec, model, config.objective)
+    if model.latent is not None and isinstance(codec, ImageCodec):
+        return build_latent_of_images(dims, planes, codec, config)
     state = codec.channels if model.latent is None else model.latent.channels
     parts = (
         build_denoiser(dims, planes, state, model),
@@ -80,6 +86,14 @@ def build_model(config: Config) -> SegmentationModel:
         model,
         config.objective,
     )
+    if model.noises_condition:
+        coarse = build_coarse(dims, planes, codec, model)
+        source = config.task.source_slice(model.source)
+        return NoisedConditionModel(coarse, planes, *parts, source=source)
+    if config.restoration is not None and config.restoration.kind == "inpainting":
+        filler = InpaintingModel(*parts, source=config.task.source_slice(model.source))
+        filler.hole_plane = config.task.image_planes
+        return filler
     if model.latent is None:
         return DiffusionModel(*parts, source=config.task.source_slice(model.source))
     latent = model.latent
@@ -97,6 +111,29 @@ def build_model(config: Config) -> SegmentationModel:
     )
     kind = FeatureModel if of_features else LatentModel
     return kind(autoencoder, *parts[:3], codec, *parts[4:])
+
+
+def build_latent_of_images(
+    dims: int, planes: int, codec: ImageCodec, config: Config
+) -> LatentImageModel:
+    """A translator in the latent of an autoencoder that all its images share."""
+    model, latent, task = config.model, config.model.latent, config.known_task
+    if latent is None:
+        raise ValueError("a latent model needs model.latent")
+    kinds = (codec.planes, latent.channels, latent.features, latent.regulariser, latent.codes)
+    shown = planes // codec.planes * latent.channels
+    # What it sees of the image are the channels' latents.
+    seeing = model.model_copy(update={"concat_image": True})
+    return LatentImageModel(
+        ImageAutoencoder(dims, *kinds),
+        build_denoiser(dims, shown, latent.channels, seeing),
+        build_path(model),
+        codec,
+        build_law(config.objective),
+        model,
+        config.objective,
+        task.source_slice(model.source).start // codec.planes,
+    )
 
 
 def build_drawn_otherwise(
@@ -252,11 +289,20 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
     return None
 
 
+def build_coarse(
+    dims: int, planes: int, codec: Codec, model: ModelConfig
+) -> CoarseSegmenter | None:
+    """A cascade's first stage, where there is one."""
+    if model.coarse is None:
+        return None
+    return CoarseSegmenter(dims, planes, codec.channels, model.coarse.features, model.coarse.factor)
+
+
 def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn.Module:
     """Network of the state, at the widths and with the inputs that the configuration names."""
     inputs = state * (2 if model.self_conditioning else 1)
     inputs += planes if model.concat_image else 0
-    inputs += state if model.discrete_prior == "segmenter" else 0
+    inputs += state if model.discrete_prior == "segmenter" or model.coarse is not None else 0
     outputs = state * (2 if model.learned_variance else 1)
     widths = model.conditioner_features or model.features
     if model.denoiser == "medsegdiff_v1":
@@ -300,7 +346,7 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths,
         )
-    return UNet(
+    return (LevelledUNet if model.noises_condition else UNet)(
         dims,
         inputs,
         outputs,

@@ -191,16 +191,15 @@ class DiffusionModel(SegmentationModel):
         self, batch: Batch, clean: Tensor, noise: Tensor, t: Tensor, importance: Tensor
     ) -> dict[str, Tensor]:
         """Weighted losses at times ``t``; all but the anchor's are linear in ``importance``."""
-        context = self.context(self._hidden(batch))
+        context = self._seen(batch)
         x_t = self._state(clean, noise, t, context, batch.coins[:, 0])
         previous = self._previous(x_t, t, context, batch.coins[:, 1])
         output, variance = self.raw(x_t, t, context, previous)
         parts: dict[str, Tensor] = {}
         if not self.logits:
             wanted = target(self.meaning, self.path, clean, noise, t, self.source(context))
-            marked = self.config.latent is None and self.coupling is None
-            voxels = self.codec.weight(batch.labels) if marked else None
-            parts |= self._errors(output, wanted, t, Weights(importance, voxels))
+            weights = Weights(importance, self._weight(batch))
+            parts |= self._errors(output, wanted, t, weights)
         if variance is not None and self.objective.variational_bound > 0:
             bound = self._bound(output, variance, clean, x_t, t)
             bound = (bound * importance.to(bound)).mean()
@@ -210,12 +209,17 @@ class DiffusionModel(SegmentationModel):
             parts |= anchor_losses(context, t, batch, self.mask_codec, self.objective)
         return parts
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Images, some of them blank: what classifier-free guidance leans on."""
+    def _seen(self, batch: Batch) -> Context:
+        """Context in training, of some images blank: what classifier-free guidance leans on."""
         if self.config.condition_dropout == 0:
-            return batch.image
+            return self.context(batch.image)
         shown = batch.coins[:, 0] >= self.config.condition_dropout
-        return batch.image * spread(shown, batch.image)
+        return self.context(batch.image * spread(shown, batch.image))
+
+    def _weight(self, batch: Batch) -> Tensor | None:
+        """Weights (B, 1, *S) of voxels in errors of the network's own target; None counts all."""
+        marked = self.config.latent is None and self.coupling is None
+        return self.codec.weight(batch.labels) if marked else None
 
     def _state(
         self, clean: Tensor, noise: Tensor, t: Tensor, context: Context, coins: Tensor
@@ -316,8 +320,8 @@ class DiffusionModel(SegmentationModel):
 
     def check(self, sampling: Sampling) -> None:
         """See :meth:`SegmentationModel.check`."""
-        if sampling.sampler == "anchor" and self.config.conditioner != "anchored":
-            raise ValueError("sampler 'anchor' needs a model with conditioner: anchored")
+        if sampling.sampler == "anchor" and not self.config.has_anchor:
+            raise ValueError("sampler 'anchor' needs a model with conditioner: anchored, or coarse")
         if sampling.sampler != "anchor":
             check_fit(sampling.sampler, self.path)
         time_grid(self.path, sampling.steps, sampling.grid, sampling.t_max)

@@ -1,8 +1,8 @@
-"""Autoencoder of masks, or image in and mask out: a smaller grid on which to diffuse.
+"""Autoencoders of masks, of images, or image in and mask out: a smaller grid on which to diffuse.
 
-The network is MONAI's KL autoencoder (residual blocks, group norm), with one addition: the latent
-is standardised over each sample, as in LDSeg (arXiv 2407.12952), so that the diffusion sees zero
-mean and unit variance and no scale factor must be estimated from data.
+The network is MONAI's KL autoencoder (residual blocks, group norm), with one addition: a mask's
+latent is standardised over each sample, as in LDSeg (arXiv 2407.12952), so that the diffusion sees
+zero mean and unit variance and no scale factor must be estimated from data.
 
 Legend: B batch, K mask channels, Z latent channels, *S spatial axes, *L = ceil(*S / factor).
 """
@@ -89,10 +89,14 @@ class MaskAutoencoder(nn.Module):
         padded = pad_to_multiple(state, self.factor).contiguous(memory_format=self.layout)
         mean, sd = self.network.encode(padded)
         if self.book is not None:
-            quantised, penalty, _ = self.book(standardised(mean))
+            quantised, penalty, _ = self.book(self._scaled(mean))
             return Latent(quantised, penalty)
         divergence = 0.5 * (mean.square() + sd.square() - 2 * sd.log() - 1).mean()
-        return Latent(standardised(mean if noise is None else mean + sd * noise), divergence)
+        return Latent(self._scaled(mean if noise is None else mean + sd * noise), divergence)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        """A latent (B, Z, *L) in the units that are diffused."""
+        return standardised(z)
 
     def snap(self, z: Tensor) -> Tensor:
         """A latent (B, Z, *L) as the decoder knows it: the nearest codes, or itself."""
@@ -107,6 +111,33 @@ class MaskAutoencoder(nn.Module):
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
         return logits
+
+
+class ImageAutoencoder(MaskAutoencoder):
+    """Image in [-1, 1] -> latent -> image, (B, K, *S) both ways.
+
+    A mask's latent is standardised over each sample, which would take an image's brightness away.
+    Here each of its channels is shifted and scaled by mean and variance over the training, which
+    running averages keep (batch norm without weights): zero mean and unit variance over many
+    windows, and one map for all of them.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        latent_channels: int,
+        features: Sequence[int],
+        regulariser: Literal["kl", "vq"] = "kl",
+        codes: int = 256,
+    ) -> None:
+        super().__init__(spatial_dims, channels, latent_channels, features, regulariser, codes)
+        norm = nn.BatchNorm3d if spatial_dims == 3 else nn.BatchNorm2d
+        self.scale = norm(latent_channels, affine=False)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        scaled: Tensor = self.scale(z)
+        return scaled
 
 
 def standardised(z: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from medseg_diff.errors import UsageError
+from medseg_diff.pacs.tls import Certificates
 
-FORMS = "http(s)://HOST[:PORT]/PATH for DICOMweb, dicom://AET@HOST:PORT for DIMSE"
+FORMS = "http(s)://HOST[:PORT]/PATH for DICOMweb, dicom(s)://AET@HOST:PORT for DIMSE"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class DicomAddress:
         title: Its AE title.
         host: Name or address.
         port: TCP port.
+        secure: Whether TLS protects the way.
     """
 
     title: str
     host: str
     port: int
+    secure: bool = False
 
     @property
     def shown(self) -> str:
@@ -59,10 +62,12 @@ class Own:
     Args:
         title: Own AE title.
         move_port: Port on which a C-MOVE delivers; None fetches by C-GET instead.
+        certificates: For ``dicoms://``.
     """
 
     title: str = "MEDSEGDIFF"
     move_port: int | None = None
+    certificates: Certificates = field(default_factory=Certificates)
 
     def __post_init__(self) -> None:
         """Refuse a title that DICOM does not allow."""
@@ -84,7 +89,7 @@ def parse_address(text: str) -> WebAddress | DicomAddress:
         raise _malformed("names no server")
     if parts.query or parts.fragment:
         raise _malformed("has a query or a fragment")
-    if parts.scheme == "dicom":
+    if parts.scheme in ("dicom", "dicoms"):
         return _dicom_address(parts, host, port)
     if parts.scheme not in ("http", "https"):
         raise _malformed("is of no known kind")
@@ -104,7 +109,7 @@ def _dicom_address(parts: SplitResult, host: str, port: int | None) -> DicomAddr
     if port is None or not title or parts.path.strip("/"):
         raise _malformed("lacks its AE title or its port, or has a path")
     _require_title(title, "--pacs")
-    return DicomAddress(title, host, port)
+    return DicomAddress(title, host, port, parts.scheme == "dicoms")
 
 
 def _malformed(why: str) -> UsageError:

@@ -2,7 +2,7 @@
 
 C-GET brings the images over the connection that asks for them and needs nothing but its own
 permission. C-MOVE makes the node call back: it must know this program's AE title, address and
-port, and this program listens while it lasts.
+port, and this program listens while it lasts. With ``dicoms://`` TLS protects both ways.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from medseg_diff.pacs.archive import (
     unreachable,
 )
 from medseg_diff.pacs.receiver import SYNTAXES, UNCOMPRESSED, Receiver
+from medseg_diff.pacs.tls import why_not
 
 IMAGES = [
     str(context.abstract_syntax)
@@ -59,10 +60,16 @@ class DimseArchive:
         address: The node.
         own: How to present oneself to it.
         limits: What it may cost.
+
+    Raises:
+        UsageError: if a certificate for ``dicoms://`` is missing or cannot be read.
     """
 
     def __init__(self, address: DicomAddress, own: Own, limits: Limits) -> None:
         self._address, self._own, self._limits = address, own, limits
+        self._tls = own.certificates.client() if address.secure else None
+        moves = address.secure and own.move_port is not None
+        self._listening_tls = own.certificates.server() if moves else None
         # Identifiers and datasets must not reach any log, and stay out of memory's way there.
         _config.LOG_HANDLER_LEVEL = "none"
 
@@ -166,7 +173,10 @@ class DimseArchive:
         with silence():
             try:
                 server = listener.start_server(
-                    (self._facing(), port), block=False, evt_handlers=receiver.handlers()
+                    (self._facing(), port),
+                    block=False,
+                    evt_handlers=receiver.handlers(),
+                    ssl_context=self._listening_tls,
                 )
             except OSError as error:
                 raise InputError(
@@ -254,6 +264,7 @@ class DimseArchive:
                     ae_title=self._address.title,
                     ext_neg=list(roles),
                     evt_handlers=[(evt.EVT_CONN_OPEN, watch), *handlers],
+                    tls_args=None if self._tls is None else (self._tls, self._address.host),
                 )
             except OSError:
                 raise unreachable(self._address.shown, "no such host") from None
@@ -271,7 +282,7 @@ class DimseArchive:
 
     def _not_associated(self, association: Association, opened: bool) -> InputError:
         if not opened:
-            return unreachable(self._address.shown, "no connection")
+            return unreachable(self._address.shown, self._why_not())
         if not association.is_rejected and association.rejected_contexts:
             return _not_offered(association.rejected_contexts)
         if not association.is_rejected:
@@ -284,6 +295,12 @@ class DimseArchive:
             found=_REJECTIONS.get(why, f"source {why[0]}, reason {why[1]}"),  # type: ignore[arg-type]
             remedy=f"let the node know AE title {self._own.title} of this computer (--own-aet)",
         )
+
+    def _why_not(self) -> str:
+        if self._tls is None:
+            return "no connection"
+        patience = min(10.0, self._limits.timeout_s)
+        return why_not(self._tls, self._address.host, self._address.port, patience)
 
     def _refused(self, what: str, code: int) -> InputError:
         return InputError(

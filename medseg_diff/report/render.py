@@ -210,6 +210,7 @@ def render_images(
     summary: Mapping[str, Any],
     metrics: pd.DataFrame,
     cases: pd.DataFrame,
+    pictures: Sequence[Picture] = (),
     *,
     attribution: str | None = None,
 ) -> str:
@@ -219,6 +220,7 @@ def render_images(
         summary: With ``title``, counts, ``notes``, ``interval`` and ``conventions``.
         metrics: One row of text a metric.
         cases: One row of text a case, in the order shown.
+        pictures: Cases, in the order shown.
         attribution: Licence and source of the data, shown in the footer.
     """
     body = [
@@ -227,6 +229,7 @@ def render_images(
         "<h2>Summary</h2>",
         page.table(metrics.astype(str)),
         f'<p class="soft">{escape(summary["interval"])}.</p>',
+        *(["<h2>Best, median and worst case</h2>", *_cases(pictures)] if pictures else []),
         "<h2>Every case</h2>",
         page.case_rows(cases.head(MOST_ROWS), left=WORDS),
         "<h2>How the numbers were made</h2>",

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -198,6 +198,8 @@ class Node:
         title: Its AE title.
         knows: AE titles it talks to; empty for all.
         move: Where C-MOVE sends; None for a destination it does not know.
+        tls: Context and host name of its own connections, for C-MOVE.
+        before_move: Called before it connects for a C-MOVE.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -209,6 +211,8 @@ class Node:
     title: str = "ARCHIVE"
     knows: list[str] = field(default_factory=list)
     move: tuple[str, int] | None = None
+    tls: tuple[Any, str] | None = None
+    before_move: Callable[[], None] = lambda: None
     stored: list[Dataset] = field(default_factory=list)
     url: str = ""
 
@@ -251,7 +255,9 @@ class Node:
         if self.move is None:
             yield None, None
             return
-        yield (*self.move, {"contexts": AllStoragePresentationContexts[:100]})
+        self.before_move()
+        more = {"contexts": AllStoragePresentationContexts[:100], "tls_args": self.tls}
+        yield (*self.move, more if self.tls else {"contexts": more["contexts"]})
         yield from self.on_get(event)
 
     def on_store(self, event: Any) -> int:
@@ -261,8 +267,8 @@ class Node:
 
 
 @contextlib.contextmanager
-def node(fake: Node) -> Iterator[Node]:
-    """Serve it; ``fake.url`` says where."""
+def node(fake: Node, tls: Any = None) -> Iterator[Node]:
+    """Serve it, over TLS if a context is given; ``fake.url`` says where."""
     entity = AE(fake.title)
     entity.require_called_aet = True
     entity.require_calling_aet = fake.knows
@@ -276,8 +282,10 @@ def node(fake: Node) -> Iterator[Node]:
         (evt.EVT_C_FIND, fake.on_find), (evt.EVT_C_GET, fake.on_get),
         (evt.EVT_C_MOVE, fake.on_move), (evt.EVT_C_STORE, fake.on_store),
     ]  # fmt: skip
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
-    fake.url = f"dicom://{fake.title}@127.0.0.1:{port}"
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls
+    )
+    fake.url = f"dicom{'s' if tls else ''}://{fake.title}@127.0.0.1:{port}"
     try:
         yield fake
     finally:

@@ -23,6 +23,7 @@ def test_both_kinds_are_told_by_their_scheme():
     assert parse_address("http://[::1]:8042/dicom-web").host == "::1"
     node = parse_address("dicom://ORTHANC@10.0.0.1:4242")
     assert node == DicomAddress("ORTHANC", "10.0.0.1", 4242)
+    assert parse_address("dicoms://A@h:2762") == DicomAddress("A", "h", 2762, secure=True)
     hyphened = parse_address("dicom://MY-AE@h:1")
     assert (hyphened.title, hyphened.shown) == ("MY-AE", "h:1")
 

@@ -151,6 +151,8 @@ def test_one_of_several_series(run: Path, server: Web, tmp_path, monkeypatch, ca
         ({"--pacs": None}, "--input or --pacs"),
         ({"--input": "x"}, "--input or --pacs"),
         ({"--pacs": "http://jane:CANARY@h/x"}, "environment variables"),
+        ({"--pacs-ca": "ca.pem"}, "dicoms:// alone"),
+        ({"--pacs": "dicoms://A@127.0.0.1:2762", "--pacs-ca": "gone.pem"}, "no such file"),
         ({"--own-aet": "much too long a title"}, "AE title"),
         ({"--store": "", "--no-dicom-seg": ""}, "nothing to store"),
         ({"--pacs": None, "--input": "x", "--store": ""}, "needs --pacs"),
