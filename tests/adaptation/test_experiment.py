@@ -82,7 +82,8 @@ def test_every_row_leaves_its_cases(done):
             "latent_encoder", "latent_noising",
         },
         "the scan itself": {
-            "tent", "histogram_matching", "guided_prior", "edge_input", "partial_noising",
+            "tent", "histogram_matching", "guided_prior", "edge_input", "diffusion_edges",
+            "partial_noising",
         },
         "scans": {
             "fourier", "adabn", "self_training", "mean_teacher", "adversarial_output",

@@ -12,6 +12,7 @@ from medseg_diff import io
 from medseg_diff.adaptation.features import LATENT_ONLY, source_features
 from medseg_diff.adaptation.rows import (
     cycle_diffusion,
+    diffusion_edges,
     edge_input,
     latent_edges,
     latent_noising,
@@ -89,9 +90,10 @@ def test_no_strength_changes_nothing(folder: Path):
     assert np.allclose(same, np.asarray(image))
 
 
-def test_edges_do_not_know_a_negative(folder: Path):
+@pytest.mark.parametrize("row", [edge_input, diffusion_edges])
+def test_edges_do_not_know_a_negative(folder: Path, row):
     work = fresh(folder)
-    adapted = edge_input.adapt(work)
+    adapted = row.adapt(work)
     assert not work.target_used
     case = work.target.part("train")[0]
     image = io.read_channels(work.target.channel_paths(case))
