@@ -15,7 +15,7 @@ STYLE = ["edge_input"]
 
 
 def edges_of(image: MetaTensor, case: Case) -> Array:
-    """Edges along every axis of the array, (C, *S); see :func:`medseg_diff.model.features.edges`."""
+    """Edges along every axis of the array, (C, *S); see ``model.features.edges``."""
     values = torch.from_numpy(np.asarray(image, np.float32))
     return np.asarray(edges(values[None])[0], np.float32)
 
