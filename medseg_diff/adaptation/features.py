@@ -30,7 +30,7 @@ def source_features(work: Work, condition: Literal["image", "edges", "features"]
     recipe["model"]["latent"] |= {
         "condition": condition,
         "change": "none" if condition == "edges" else "strong",
-        "steps": work.config.training.steps // 3,
+        "steps": max(1, work.config.training.steps // 3),
     }
     drawn = {"draws": DRAWS, "steps": STEPS}
     changes = sections(work.config, recipe, prediction=drawn)

@@ -107,7 +107,7 @@ class Work:
         name: str,
         cases: CaseList,
         options: Options = ALONE,
-        **changes: dict[str, Any],
+        **changes: Any,
     ) -> Path:
         """Train on the row's budget, or take up what an earlier call did.
 
@@ -125,7 +125,8 @@ class Work:
         listed.parent.mkdir(parents=True, exist_ok=True)
         cases = cases.with_cases(c for c in cases.cases if c.part != "test")
         save_caselist(cases, listed)
-        data = {"cases": str(listed), "root": str(cases.root)}
+        listing = {"cases": str(listed), "root": str(cases.root)}
+        data = {**changes.get("data", {}), **listing}
         keys = merged(self.config.model_dump(mode="json"), {**changes, "data": data, "name": name})
         config = Config.model_validate(keys)
         key = _training_key(config, cases)

@@ -77,10 +77,18 @@ def test_every_row_leaves_its_cases(done):
     wanted = {
         "none": {
             "source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast",
-            "diffusion_source_only", "joint_diffusion",
+            "diffusion_source_only", "joint_diffusion", "latent_source_only", "latent_translation",
+            "latent_translation_one_step", "latent_edges", "latent_edges_one_step",
+            "latent_encoder", "latent_noising",
         },
-        "the scan itself": {"tent", "histogram_matching", "guided_prior"},
-        "scans": {"fourier", "adabn", "self_training", "mean_teacher", "adversarial_output"},
+        "the scan itself": {
+            "tent", "histogram_matching", "guided_prior", "edge_input", "diffusion_edges",
+            "partial_noising",
+        },
+        "scans": {
+            "fourier", "adabn", "self_training", "mean_teacher", "adversarial_output",
+            "cycle_diffusion", "syndiff",
+        },
         "labels": {"oracle", "adapters_1", "adapters_5"},
     }  # fmt: skip
     for use, names in wanted.items():

@@ -1,0 +1,82 @@
+"""Any list of one MR channel -> the same scans paired with a synthetic contrast of themselves.
+
+    python data_prep/synthetic_contrast.py --cases datasets/hippocampus/cases.json --out FOLDER
+
+The target is made by frozen scanner models (medseg_diff/data/shifts.yaml), one after the other:
+contrast_inversion strong, bias_field moderate, rician_noise mild, each seeded by the case. So the
+truth is known, many cases are paired without registration, and translators may be ranked on them;
+what is learned says nothing about real T2. Parts, patients and masks are those of the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+from common import finish
+from monai.data import MetaTensor
+
+from medseg_diff.adaptation.style import Array
+from medseg_diff.data.caselist import Case, CaseList, build_caselist, hash_files, load_caselist
+from medseg_diff.data.derived import derive
+from medseg_diff.data.frozen_shifts import load_shifts
+from medseg_diff.data.transforms import spacing_of
+from medseg_diff.errors import InputError
+
+CHAIN = (("contrast_inversion", "strong"), ("bias_field", "moderate"), ("rician_noise", "mild"))
+TARGET = "synthetic"
+
+
+def paired(cases: CaseList, out: Path) -> CaseList:
+    """Write sources and targets, and the list that pairs them.
+
+    Raises:
+        InputError: if the list has several channels, or an image cannot be read.
+    """
+    if len(cases.channels) != 1:
+        raise InputError(
+            "several channels", field="channels", found=len(cases.channels), expected=1
+        )
+    frozen = load_shifts()
+
+    def change(image: MetaTensor, case: Case) -> Array:
+        values, spacing = np.asarray(image), spacing_of(image)[: image.ndim - 1]
+        for name, level in CHAIN:
+            values = frozen.get(name, level)(values, spacing, case=case.case, seed=frozen.seed)
+        return np.asarray(values, np.float32)
+
+    made_from = [list(CHAIN), frozen.version]
+    made = derive(cases, cases.cases, out / TARGET, change, made_from=made_from)
+    (channel,) = cases.channels
+    (out / "sources").mkdir(parents=True, exist_ok=True)
+    pairs = []
+    for case, other in zip(cases.cases, made.cases, strict=True):
+        source = cases.channel_paths(case)[channel]
+        shutil.copyfile(source, out / "sources" / source.name)
+        own = {
+            "channels": {channel: f"sources/{source.name}"},
+            "target": f"{TARGET}/{other.channels[channel]}",
+            "references": tuple(f"{TARGET}/{name}" for name in other.references),
+        }
+        pairs.append(other.model_copy(update={**own, "sha256": {}}))
+    content = {name: getattr(cases, name) for name in type(cases).model_fields}
+    whole = build_caselist({**content, "target": TARGET, "cases": tuple(pairs)}, root=out)
+    return hash_files(whole)
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=Path, required=True, help="case list of one channel")
+    parser.add_argument("--root", help="folder that the list's paths start from")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    finish(lambda: paired(load_caselist(given.cases, given.root), given.out))
+
+
+if __name__ == "__main__":
+    main()
