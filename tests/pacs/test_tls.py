@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import ssl
@@ -30,7 +31,18 @@ from tests.pacs.orthanc import free_port
 from tests.pacs.test_dicomweb import refused
 
 STUDY = "2.25.5"
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
+    # pynetdicom does not close a socket whose peer is gone before it hangs up.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_sockets_left() -> Iterator[None]:
+    """They go here, and not in the midst of another file's test."""
+    yield
+    gc.collect()
 
 
 def certificate(folder: Path, name: str, host: str = "IP:127.0.0.1", *more: str) -> Path:
