@@ -2,8 +2,8 @@
 
     python data_prep/synthetic_contrast.py --cases LIST.json --out FOLDER
 
-The target: each scan is brought to one scale (its percentiles 0.5 and 99.5 become 0 and 1000, beyond
-is clipped), since one range holds for all targets; then frozen scanner models
+The target: each scan is brought to one scale (its percentiles 0.5 and 99.5 become 0 and 1000, and
+what is beyond is clipped), since one range holds for all targets; then frozen scanner models
 (medseg_diff/data/shifts.yaml) follow one another: contrast_inversion strong, bias_field moderate,
 rician_noise mild, each seeded by the case. So the truth is known, many cases are paired without
 registration, and translators may be ranked on them; what is learned says nothing about real T2.
