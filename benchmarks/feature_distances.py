@@ -2,8 +2,9 @@
 
     python benchmarks/feature_distances.py --experiment EXPERIMENT.yaml --out OUT_OF_ADAPT
 
-Reads the trainings that `medseg-diff adapt` left in --out. Of the validation cases' windows: squared
-Frechet distance between Gaussians of feature vectors (one a voxel of the latent) of source scans and
+Reads the trainings that `medseg-diff adapt` left in --out. Of the validation cases' windows:
+squared Frechet distance between the Gaussians of feature vectors (one a voxel of the latent) of
+source scans and
   target    of the same scans under the shift, as the source's network encodes them;
   drawn     of what the row draws for them, ten steps;
   one step  the same in one.
