@@ -1,11 +1,13 @@
 """Any list of one MR channel -> the same scans paired with a synthetic contrast of themselves.
 
-    python data_prep/synthetic_contrast.py --cases datasets/hippocampus/cases.json --out FOLDER
+    python data_prep/synthetic_contrast.py --cases LIST.json --out FOLDER
 
-The target is made by frozen scanner models (medseg_diff/data/shifts.yaml), one after the other:
-contrast_inversion strong, bias_field moderate, rician_noise mild, each seeded by the case. So the
-truth is known, many cases are paired without registration, and translators may be ranked on them;
-what is learned says nothing about real T2. Parts, patients and masks are those of the list.
+The target: each scan is brought to one scale (its percentiles 0.5 and 99.5 become 0 and 1000, and
+what is beyond is clipped), since one range holds for all targets; then frozen scanner models
+(medseg_diff/data/shifts.yaml) follow one another: contrast_inversion strong, bias_field moderate,
+rician_noise mild, each seeded by the case. So the truth is known, many cases are paired without
+registration, and translators may be ranked on them; what is learned says nothing about real T2.
+Parts, patients and masks are those of the list.
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ def paired(cases: CaseList, out: Path) -> CaseList:
     frozen = load_shifts()
 
     def change(image: MetaTensor, case: Case) -> Array:
-        values, spacing = np.asarray(image), spacing_of(image)[: image.ndim - 1]
+        spacing = spacing_of(image)[: image.ndim - 1]
+        low, high = np.percentile(np.asarray(image), (0.5, 99.5))
+        values = 1000 * ((np.asarray(image) - low) / max(float(high - low), 1e-6)).clip(0, 1)
         for name, level in CHAIN:
             values = frozen.get(name, level)(values, spacing, case=case.case, seed=frozen.seed)
         return np.asarray(values, np.float32)
 
-    made_from = [list(CHAIN), frozen.version]
+    made_from = [list(CHAIN), frozen.version, "percentiles"]
     made = derive(cases, cases.cases, out / TARGET, change, made_from=made_from)
     (channel,) = cases.channels
     (out / "sources").mkdir(parents=True, exist_ok=True)
