@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -81,6 +82,7 @@ def deaths_named(training_set: TrainingSet, world: int) -> Iterator[None]:
         found = _loader_died(training_set, error) or _rank_died(world, error)
         if found is None:
             raise error
+        _let_go(error)
         return found
 
     failure: InputError | None = None
@@ -94,6 +96,17 @@ def deaths_named(training_set: TrainingSet, world: int) -> Iterator[None]:
         failure = named(error)
     if failure is not None:
         raise failure
+
+
+def _let_go(error: BaseException | None) -> None:
+    """End the loader that an error's frames hold: until then torch may report a death once more.
+
+    Its handler raises wherever the next signal of a process that ends finds the program: in the
+    closing of the log, say, after the line for the user is made.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _loader_died(training_set: TrainingSet, error: Exception) -> InputError | None:

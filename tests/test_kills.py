@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_K07_K16_a_killed_data_loading_process(cases: Path, tmp_path: Path) -> N
     assert "Traceback" not in err
     assert len(workers) == 2
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+def test_K07_a_pipe_breaks_before_the_process_is_gone() -> None:
+    """A dying process closes its files first: its death is waited for."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watch = Watch(1)
+    watch.rows[0] = torch.tensor([child.pid, 7])
+    later = threading.Timer(0.3, child.kill)
+    later.start()
+    assert watch.lost(ConnectionResetError(104, "Connection reset by peer")) == [7]
+    child.wait()
 
 
 @pytest.mark.parametrize("how", ["pipe", "pipe, then torch's signal", "torch's word"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 import psutil
 import torch
@@ -15,6 +16,10 @@ _GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 # What the parent meets where it reads from one of them that is gone.
 BROKEN_PIPE = (ConnectionError, EOFError)
+
+
+# Seconds from a broken pipe to the death that broke it: a dying process closes its files first.
+GRACE = 2.0
 
 
 def _lives(pid: int) -> bool:
@@ -45,9 +50,18 @@ class Watch:
         if found is not None:
             dead = {int(pid) for pid in found[1].split(",")}
         elif isinstance(error, BROKEN_PIPE):
-            dead = {pid for pid in self.rows[:, 0].tolist() if pid > 0 and not _lives(pid)}
+            dead = self._gone(within=GRACE)
         else:
             dead = set()
         if not dead:
             return None
         return sorted({number for pid, number in self.rows.tolist() if pid in dead})
+
+    def _gone(self, within: float) -> set[int]:
+        """Processes that are dead, as soon as there is one; none after so many seconds."""
+        end = time.monotonic() + within
+        while True:
+            dead = {pid for pid in self.rows[:, 0].tolist() if pid > 0 and not _lives(pid)}
+            if dead or time.monotonic() > end:
+                return dead
+            time.sleep(0.01)
