@@ -117,6 +117,28 @@ def test_a_start_from_the_image_is_its_features_noised():
     assert built.starting_noise(context, noise, Sampling("ddim", 2)) is noise
 
 
+@pytest.mark.parametrize("condition", ["image", "features"])
+def test_a_window_is_encoded_once_for_all_draws(monkeypatch, condition: str):
+    built, given = model(condition=condition), batch()
+    seen: list[int] = []
+    plain = built.autoencoder.encode
+
+    def encode(state: Tensor, noise: Tensor | None = None) -> Any:
+        seen.append(len(state))
+        return plain(state, noise)
+
+    monkeypatch.setattr(built.autoencoder, "encode", encode)
+    context = built.context(given.image).repeat(3)
+    noise = given.noise.repeat_interleave(3, 0)
+    wanted = Sampling("ddim", 2, t_max=0.4, start="image")
+    with torch.no_grad():
+        last = list(built.trajectory(context, noise, wanted))[-1]
+    assert seen == [2]
+    # Draws of a window lie together, and each starts from its own window's features.
+    assert torch.allclose(last.clean[0], last.clean[2], atol=1e-5)
+    assert not torch.allclose(last.clean[0], last.clean[3], atol=1e-3)
+
+
 def test_hardly_any_noise_returns_the_networks_own_mask():
     """With next to no noise the scan's own features come back, whatever the denoiser says."""
     built, given = model(), batch()

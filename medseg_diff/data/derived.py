@@ -118,9 +118,13 @@ def _derived_case(cases: CaseList, case: Case, folder: Path, change: Change) -> 
 
 
 def _key(cases: CaseList, chosen: Sequence[Case], made_from: object) -> str:
-    """Hash of the images' names, sizes and dates and of what is done to them."""
+    """Hash of the images' names, sizes and dates and of what is done to them.
+
+    Not of their folders: whoever names the same files by another path must find what is there, not
+    replace it under a process that reads it.
+    """
     files = [
-        [case.case, case.part, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]]
+        [case.case, case.part, [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths]]
         for case in chosen
         for paths in (cases.paths(case),)
     ]

@@ -10,7 +10,7 @@ Legend: B batch, C image channels, Z latent channels, *S voxels, *L the latent's
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,23 @@ from medseg_diff.data.records import Batch
 from medseg_diff.model.base import Loss, Sampling, total
 from medseg_diff.model.latent import LatentModel
 from medseg_diff.networks.conditioners import Context
+
+
+@dataclass(frozen=True)
+class Encoded(Context):
+    """A scan with the network's own features of it, encoded once for all draws.
+
+    Attributes:
+        z: (B, Z, *L), or None while training, which does not ask for them.
+    """
+
+    z: Tensor | None = None
+
+    def repeat(self, draws: int) -> Encoded:
+        """See :meth:`Context.repeat`."""
+        z = None if self.z is None else self.z.repeat_interleave(draws, 0)
+        plain = super().repeat(draws)
+        return Encoded(plain.image, plain.features, plain.anchor, z)
 
 
 class FeatureModel(LatentModel):
@@ -41,16 +58,19 @@ class FeatureModel(LatentModel):
         return self.denoising_loss(replace(batch, image=self._changed(batch)), z, noise)
 
     def context(self, image: Tensor) -> Context:
-        """Maps of what conditions."""
+        """Maps of what conditions, and at prediction the network's own features."""
+        z = None
+        if not self.training or self.latent.condition == "features":
+            with torch.no_grad():
+                z = self.autoencoder.encode(image).z
         if self.conditioner is None:
-            return Context(image)
+            return Encoded(image, z=z)
         shown = image
         if self.latent.condition == "edges":
             shown = edges(image)
-        elif self.latent.condition == "features":
-            with torch.no_grad():
-                shown = self.autoencoder.encode(image).z
-        return Context(image, self.conditioner(shown).features)
+        elif self.latent.condition == "features" and z is not None:
+            shown = z
+        return Encoded(image, self.conditioner(shown).features, z=z)
 
     def starting_noise(self, context: Context, noise: Tensor, sampling: Sampling) -> Tensor:
         """With ``start: image`` the first state is the scan's own features, noised to ``t_max``.
@@ -59,7 +79,7 @@ class FeatureModel(LatentModel):
         """
         if sampling.start == "noise":
             return noise
-        z = self.autoencoder.encode(context.image).z
+        z = self._features_of(context)
         t = torch.tensor([sampling.t_max], dtype=torch.float64)
         a, _, sigma = (float(gain) for gain in self.path.coefficients(t))
         # A sampler starts from sigma * noise.
@@ -72,6 +92,11 @@ class FeatureModel(LatentModel):
 
     def anchor_state(self, context: Context) -> Tensor:
         """The features that sampler ``anchor`` answers with, (B, Z, *L)."""
+        return self._features_of(context)
+
+    def _features_of(self, context: Context) -> Tensor:
+        if isinstance(context, Encoded) and context.z is not None:
+            return context.z
         return self.autoencoder.encode(context.image).z
 
     def _changed(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from medseg_diff import io
 from medseg_diff.adaptation.features import LATENT_ONLY, source_features
+from medseg_diff.adaptation.restyling import images_alone, walked
 from medseg_diff.adaptation.rows import (
     cycle_diffusion,
     diffusion_edges,
@@ -21,7 +22,6 @@ from medseg_diff.adaptation.rows import (
     partial_noising,
     syndiff,
 )
-from medseg_diff.adaptation.unpaired import images_alone, walked
 from medseg_diff.adaptation.work import Adapted, Work
 from medseg_diff.checkpoint import load_run
 from medseg_diff.inference import checked, load
@@ -81,7 +81,7 @@ def test_translators_see_target_scans_and_no_masks(folder: Path, row):
 
 
 def test_no_strength_changes_nothing(folder: Path):
-    from medseg_diff.adaptation.unpaired import source_prior
+    from medseg_diff.adaptation.restyling import source_prior
 
     work = fresh(folder)
     case = work.target.part("train")[0]

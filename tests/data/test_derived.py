@@ -50,6 +50,21 @@ def test_what_is_there_is_kept_only_if_made_from_the_same(tmp_path: Path):
     assert len(calls) == 3
 
 
+def test_the_same_files_by_another_path_are_found_and_not_replaced(tmp_path: Path):
+    listed = write_dataset(tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data", target_is_directory=True)
+    calls: list[str] = []
+
+    def change(image, case):
+        calls.append(case.case)
+        return np.asarray(image) + 1
+
+    for folder in (listed.parent, tmp_path / "link"):
+        cases = load_caselist(folder / listed.name)
+        derive(cases, cases.part("test"), tmp_path / "d", change, made_from="a")
+    assert len(calls) == 1
+
+
 def test_what_a_shift_cannot_change_is_refused_with_the_file(tmp_path: Path):
     cases = load_caselist(write_dataset(tmp_path / "data"))
     wrong = replace(SHIFT, value=-1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medseg_diff.adaptation.unpaired import source_prior, walked
+from medseg_diff.adaptation.restyling import source_prior, walked
 from medseg_diff.adaptation.work import SOURCE_ONLY, Adapted, Work
 from medseg_diff.way import Way
 

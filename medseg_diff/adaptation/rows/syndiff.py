@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medseg_diff.adaptation.unpaired import adversarial
+from medseg_diff.adaptation.restyling import adversarial
 from medseg_diff.adaptation.work import SOURCE_ONLY, Adapted, Work
 
 
