@@ -54,10 +54,10 @@ def main() -> None:
 
 def measured(name: str, asked: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Predict and score one row."""
-    from medseg_diff.batch import Case, predict_many
+    from medseg_diff.batch.run import Case, predict_many
     from medseg_diff.data.caselist import load_caselist
-    from medseg_diff.evaluation import evaluate_part
-    from medseg_diff.inference import load
+    from medseg_diff.evaluation.masks import evaluate_part
+    from medseg_diff.inference.predictor import load
 
     runs, *words = asked.split(":")
     settings: dict[str, Any] = dict(word.split("=") for word in words)

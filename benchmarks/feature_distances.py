@@ -32,8 +32,8 @@ from medseg_diff.adaptation.experiment import domain_cases
 from medseg_diff.adaptation.test_time import scan_windows
 from medseg_diff.checkpoint import LoadedRun, load_run
 from medseg_diff.data.caselist import CaseList
+from medseg_diff.inference.scan import read_scan
 from medseg_diff.model import FeatureModel, Sampling
-from medseg_diff.scan import read_scan
 
 CONDITIONS = ("image", "edges", "features")
 

@@ -19,12 +19,12 @@ from medseg_diff.adaptation.definition import Domain, Experiment
 from medseg_diff.adaptation.experiment import domain_cases
 from medseg_diff.adaptation.source_diffusion import sections
 from medseg_diff.adaptation.work import Work
-from medseg_diff.batch import Case, predict_many
+from medseg_diff.batch.run import Case, predict_many
 from medseg_diff.config import load_config, merged
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.prepare import prepare
-from medseg_diff.evaluation import score_part
-from medseg_diff.inference import checked, load
+from medseg_diff.evaluation.masks import score_part
+from medseg_diff.inference.predictor import checked, load
 from medseg_diff.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]

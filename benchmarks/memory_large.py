@@ -67,9 +67,9 @@ def measure(side: int, depth: int, maps: bool, short: bool) -> dict[str, object]
     import torch
 
     from medseg_diff import io
-    from medseg_diff.batch import write_answer
+    from medseg_diff.batch.run import write_answer
     from medseg_diff.checkpoint import LoadedRun
-    from medseg_diff.inference import Predictor
+    from medseg_diff.inference.predictor import Predictor
     from medseg_diff.io.nifti import fresh_grid, write_nifti
     from medseg_diff.model import build_model
 

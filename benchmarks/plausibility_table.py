@@ -36,9 +36,9 @@ from numpy.typing import NDArray  # noqa: E402
 from tables import markdown  # noqa: E402
 
 from medseg_diff.calibration import RegionalCalibration  # noqa: E402
-from medseg_diff.plausibility import score_samples  # noqa: E402
-from medseg_diff.risk import score_doubt  # noqa: E402
-from medseg_diff.statistics import compare, holm, summarise, verdict  # noqa: E402
+from medseg_diff.metrics.plausibility import score_samples  # noqa: E402
+from medseg_diff.metrics.risk import score_doubt  # noqa: E402
+from medseg_diff.metrics.statistics import compare, holm, summarise, verdict  # noqa: E402
 
 COUNTS = (4, 16, 50)
 # Both are scored with this many draws where the table has one column.
@@ -114,7 +114,7 @@ def predicted(
 
     from medseg_diff import io
     from medseg_diff.data.caselist import load_caselist
-    from medseg_diff.inference import load
+    from medseg_diff.inference.predictor import load
 
     listed = load_caselist(given.cases)
     cases = listed.part(given.part)[: given.limit]

@@ -115,10 +115,10 @@ def run_row(run: Path, settings: Settings) -> dict[str, object]:
 
 def measure(run: Path, settings: Settings, given: argparse.Namespace) -> dict[str, object]:
     """Predict and score the test part."""
-    from medseg_diff.batch import Case, predict_many
+    from medseg_diff.batch.run import Case, predict_many
     from medseg_diff.data.caselist import load_caselist
-    from medseg_diff.evaluation import evaluate_part
-    from medseg_diff.inference import load
+    from medseg_diff.evaluation.masks import evaluate_part
+    from medseg_diff.inference.predictor import load
 
     listed = load_caselist(given.cases)
     test = listed.part(given.part)[: given.limit]
@@ -189,7 +189,14 @@ def show(out: Path) -> None:
     Differences are paired by case, in Dice points, against the first row; p by Wilcoxon with
     Holm's correction over the rows.
     """
-    from medseg_diff.statistics import Comparison, case_means, compare, holm, summarise, verdict
+    from medseg_diff.metrics.statistics import (
+        Comparison,
+        case_means,
+        compare,
+        holm,
+        summarise,
+        verdict,
+    )
 
     rows = pd.read_csv(out / "rows.csv")
     scores = []

@@ -64,7 +64,7 @@ def measure(words: list[str], given: argparse.Namespace) -> dict[str, Any]:
     from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
     from medseg_diff.data.prepare import prepare
     from medseg_diff.model import build_model
-    from medseg_diff.resume import Average
+    from medseg_diff.training.resume import Average
 
     yaml, *settings = words
     config, cases, _ = prepare(load_config(yaml, [*settings, "data.limit=16"]))

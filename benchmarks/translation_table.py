@@ -1,10 +1,12 @@
-"""Train the translators of one family of YAMLs on one list, translate its test part, print a table.
+"""Train the translators of one family of YAMLs, translate test parts, print a table.
 
-    python benchmarks/translation_table.py --cases LIST.json [--root FOLDER] --work DIR
-        [--rows one_step palette ...] [--set training.steps=100 ...]
+    python benchmarks/translation_table.py --cases LIST.json [LIST.json ...] [--root FOLDER]
+        --work DIR [--rows one_step palette ...] [--range LOW HIGH] [--set training.steps=100 ...]
 
-Everything goes through the command line's own functions, so a row is what a user gets. A run that
-is there already is not trained again, and every row must have `one_step` beside it.
+Several lists are folds (leave one patient out): every row is trained once on each, and scores are
+means over the test cases of all. PSNR and SSIM need one data range for all of them: --range.
+Everything goes through the command line's own functions, so a row is what a user gets. What is done
+already is not done again, and every row must have `one_step` beside it.
 """
 
 from __future__ import annotations
@@ -16,34 +18,36 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tables import markdown
 
-from medseg_diff.batch import find_cases, predict_many
+from medseg_diff.batch.run import find_cases, predict_many
 from medseg_diff.config import load_config
 from medseg_diff.data.caselist import load_caselist
-from medseg_diff.image_evaluation import evaluate_images_part
-from medseg_diff.training import fit
-from medseg_diff.translation import load_translator
-from medseg_diff.translators import TRANSLATORS
+from medseg_diff.evaluation.images import evaluate_images_part
+from medseg_diff.recipes.translators import TRANSLATORS
+from medseg_diff.training.fit import Options, fit
+from medseg_diff.translation.translator import load_translator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SCORES = ("mae", "psnr", "ssim", "ms_ssim", "nmi")
 
 
 def trained(row: str, cases: Path, root: str | None, run: Path, overrides: list[str]) -> float:
-    """Train a row unless its run is whole; the seconds that it took, NaN if it was there."""
-    if (run / "card.json").is_file():
-        return float("nan")
+    """Train a row, or go on with it; the seconds that its steps took."""
     settings = [f"data.cases={json.dumps(str(cases))}", *overrides]
     settings += [] if root is None else [f"data.root={json.dumps(root)}"]
-    began = time.monotonic()
-    fit(load_config(CONFIGS / f"flair_{row}.yaml", settings), run)
-    return time.monotonic() - began
+    if not (run / "card.json").is_file():
+        config = load_config(CONFIGS / f"flair_{row}.yaml", settings)
+        fit(config, run, Options(resume=(run / "checkpoints").is_dir()))
+    return float(pd.read_csv(run / "log.csv")["seconds"].sum())
 
 
-def measured(
-    row: str, run: Path, cases: Path, root: str | None, out: Path, **asked: Any
-) -> dict[str, Any]:
-    """Translate and score the test part; one line of the table."""
-    translator, listed = load_translator(run, "cpu"), load_caselist(cases, root)
+def measured(run: Path, cases: Path, given: argparse.Namespace, out: Path, **asked: Any) -> Path:
+    """Translate and score a list's test part; the file that says how it went."""
+    file = out / "line.json"
+    if file.is_file():
+        return file
+    translator, listed = load_translator(run, "cpu"), load_caselist(cases, given.root)
     chosen = [
         case
         for one in listed.part("test")
@@ -54,23 +58,36 @@ def measured(
         for case, one in zip(chosen, listed.part("test"), strict=True)
     ]
     began = time.monotonic()
-    predict_many(translator, named, out / "images", **asked)
+    predict_many(translator, named, out / "images", go_on=True, **asked)
     seconds = (time.monotonic() - began) / len(named)
-    found = evaluate_images_part(out / "images", listed, out / "scores").summary
+    ends = {} if given.range is None else {"ends": tuple(given.range)}
+    found = evaluate_images_part(out / "images", listed, out / "scores", **ends)
     records = [json.loads((out / "images" / f"{case.name}.json").read_text()) for case in named]
-    line: dict[str, Any] = {
-        "row": row,
+    line = {
         "parameters": sum(p.numel() for p in translator.runs[0].model.parameters()),
         "draws": records[0]["draws_made"],
         "steps": records[0]["steps"],
         "calls/scan": sum(sum(r["network_calls"].values()) for r in records) // len(records),
         "s/scan": round(seconds, 1),
-        "range": "{:.0f}..{:.0f}".format(*found["range"]),
+        "range": "{:.0f}..{:.0f}".format(*found.summary["range"]),
     }
-    for name, block in found["metrics"].items():
-        line[name] = None if block["mean"] is None else round(block["mean"], 3)
-    line["spread"] = round(sum(r["mean_spread"] for r in records) / len(records), 2)
-    return line
+    file.write_text(json.dumps(line), encoding="utf-8")
+    return file
+
+
+def pooled(name: str, outs: list[Path], seconds: list[float]) -> dict[str, Any]:
+    """One line of the table from a row's folds."""
+    per_case = pd.concat([pd.read_csv(out / "scores" / "per_case.csv") for out in outs])
+    lines = [json.loads((out / "line.json").read_text(encoding="utf-8")) for out in outs]
+    line: dict[str, Any] = {"row": name, **lines[0]}
+    line["calls/scan"] = sum(one["calls/scan"] for one in lines) // len(lines)
+    line["s/scan"] = round(sum(one["s/scan"] for one in lines) / len(lines), 1)
+    for score in (s for s in SCORES if s in per_case):
+        line[score] = round(float(per_case[score].mean()), 3)
+    if len(outs) > 1:
+        each = [pd.read_csv(out / "scores" / "per_case.csv")["mae"].mean() for out in outs]
+        line["mae of each fold"] = ", ".join(f"{value:.1f}" for value in each)
+    return {**line, "training s": round(sum(seconds) / len(seconds))}
 
 
 def main() -> None:
@@ -78,28 +95,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=Path, required=True)
-    parser.add_argument("--root", help="folder that the list's paths start from")
+    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--root", help="folder that the lists' paths start from")
     parser.add_argument("--work", type=Path, required=True, help="runs, images and scores")
     parser.add_argument("--rows", nargs="+", default=list(TRANSLATORS), choices=list(TRANSLATORS))
+    parser.add_argument("--range", nargs=2, type=float, help="data range of PSNR and SSIM")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[])
     given = parser.parse_args()
     if "one_step" not in given.rows:
         parser.error("--rows needs one_step: a table without it is not a result")
+    if len(given.cases) > 1 and given.range is None:
+        parser.error("several lists need one --range")
     lines = []
     for row in given.rows:
-        run = given.work / f"flair_{row}"
-        seconds = trained(row, given.cases, given.root, run, given.overrides)
+        runs = [given.work / cases.stem / f"flair_{row}" for cases in given.cases]
+        seconds = [
+            trained(row, cases, given.root, run, given.overrides)
+            for cases, run in zip(given.cases, runs, strict=True)
+        ]
         for suffix, asked in (("", {}), (", 1 step", {"steps": 1, "draws": 1})):
             if suffix and row == "one_step":
                 continue
-            out = given.work / f"out_{row}{suffix.replace(', ', '_').replace(' ', '_')}"
-            line = measured(f"{row}{suffix}", run, given.cases, given.root, out, **asked)
-            lines.append({**line, "training s": round(seconds, 1)})
+            outs = [run.with_name(f"out_{row}{'_1_step' if suffix else ''}") for run in runs]
+            for cases, run, out in zip(given.cases, runs, outs, strict=True):
+                measured(run, cases, given, out, **asked)
+            lines.append(pooled(f"{row}{suffix}", outs, seconds))
             print(json.dumps(lines[-1]), flush=True)
-    table = pd.DataFrame(lines)
-    table.to_csv(given.work / "translation_table.csv", index=False)
-    print(table.to_string(index=False))
+            pd.DataFrame(lines).to_csv(given.work / "translation_table.csv", index=False)
+    print(markdown(lines))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from medseg_diff.diffusion.grids import time_grid
 from medseg_diff.diffusion.samplers import Problem, last, sample
 from medseg_diff.errors import UsageError
 from medseg_diff.files import atomic_file, atomic_text, content_sha256, file_sha256
-from medseg_diff.inference import checked
-from medseg_diff.loading import load_runs
-from medseg_diff.prior import Array, Prior
-from medseg_diff.scan import check_depth
+from medseg_diff.inference.loading import load_runs
+from medseg_diff.inference.predictor import checked
+from medseg_diff.inference.scan import check_depth
+from medseg_diff.translation.prior import Array, Prior
 
 # The name under which a case's label map stands among its inputs.
 MASK = "mask"

@@ -9,7 +9,7 @@ import torch
 
 from medseg_diff.config import Config, parse_config
 from medseg_diff.data.records import Batch
-from medseg_diff.ensemble import Fused, Request
+from medseg_diff.inference.ensemble import Fused, Request
 from medseg_diff.model import Sampling, build_model
 
 LABELS = {"background": 0, "a": 1, "b": 2}

@@ -36,10 +36,10 @@ import pydicom
 import yaml
 
 from medseg_diff import io
+from medseg_diff.batch.manifest import Manifest
 from medseg_diff.config import load_config
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError
-from medseg_diff.manifest import Manifest
 from tests.io.dicoms import DATA, enhanced, plane
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.tiny import KEYS

@@ -30,13 +30,13 @@ import numpy as np
 import torch
 
 import medseg_diff
-from medseg_diff.batch import find_cases, predict_many
+from medseg_diff.batch.manifest import DONE, Manifest, this_process
+from medseg_diff.batch.run import find_cases, predict_many
 from medseg_diff.checkpoint import latest_checkpoint, load_run, load_tensors
 from medseg_diff.errors import InputError
 from medseg_diff.files import file_sha256
-from medseg_diff.inference import Predictor
-from medseg_diff.manifest import DONE, Manifest, this_process
-from medseg_diff.training import Options, fit
+from medseg_diff.inference.predictor import Predictor
+from medseg_diff.training.fit import Options, fit
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.tiny import threshold_predictor, tiny_config
 from tests.training_fixtures import tiny, write_dataset

@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg_diff import io
-from medseg_diff.inference import Predictor
+from medseg_diff.inference.predictor import Predictor
 from tests.io.dicoms import enhanced, plane, save
 from tests.phantoms import BALLS, NiftiFile, all_axcodes, centroid, grid_affine, make_phantom, turn
 from tests.tiny import threshold_predictor, tiny_config

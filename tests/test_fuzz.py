@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from medseg_diff import io
+from medseg_diff.batch.manifest import Manifest
 from medseg_diff.config import load_config
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError
-from medseg_diff.manifest import Manifest
 from tests.fuzz import READERS, SHARES, run
 
 

@@ -19,7 +19,7 @@ from medseg_diff.data.records import Batch
 from medseg_diff.diffusion.time_laws import Importance
 from medseg_diff.errors import UsageError
 from medseg_diff.model import DiffusionModel, SegmentationModel, build_model
-from medseg_diff.training import Options, fit
+from medseg_diff.training.fit import Options, fit
 from tests.tiny import tiny_config
 from tests.training_fixtures import SCRIPT, tiny, write_dataset
 

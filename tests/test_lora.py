@@ -15,14 +15,14 @@ import medseg_diff as md
 from medseg_diff import recipes
 from medseg_diff.adapters import adapted, load_adapter
 from medseg_diff.checkpoint import load_run, load_tensors
-from medseg_diff.cli import main
+from medseg_diff.cli.describe import describe
+from medseg_diff.cli.main import main
 from medseg_diff.config import Config, merged, parse_config
-from medseg_diff.describe import describe
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.model import LatentModel, SegmentationModel
 from medseg_diff.networks import lora
-from medseg_diff.training import Options, fit
-from tests.test_recipes import batch, built, drawn
+from medseg_diff.training.fit import Options, fit
+from tests.recipes.test_recipes import batch, built, drawn
 from tests.training_fixtures import tiny, write_dataset
 
 recipe_of = pytest.mark.parametrize("recipe", recipes.RECIPES)

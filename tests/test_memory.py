@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from medseg_diff import memory
-from medseg_diff.batch import find_cases, predict_many
+from medseg_diff.batch.run import find_cases, predict_many
 from medseg_diff.data.dataset import TrainingSet, batches, cached_cases
 from medseg_diff.data.prepare import prepare
 from medseg_diff.errors import InputError
 from medseg_diff.fusion import StreamedEntropy, predictive_entropy
+from medseg_diff.inference.scan import need_of, read_scan
 from medseg_diff.memory import GIB, Need, fit
-from medseg_diff.scan import need_of, read_scan
 from tests.phantoms import NiftiFile, grid_affine, make_phantom
 from tests.tiny import Threshold, threshold_predictor, tiny_config
 from tests.training_fixtures import tiny, write_dataset

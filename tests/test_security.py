@@ -23,12 +23,12 @@ from pydicom.dataset import Dataset
 
 import medseg_diff as md
 from medseg_diff import io
+from medseg_diff.batch.manifest import Manifest
 from medseg_diff.config import load_config
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.files import file_sha256
-from medseg_diff.manifest import Manifest
-from medseg_diff.training import Options, fit
+from medseg_diff.training.fit import Options, fit
 from tests.io import dicoms
 from tests.training_fixtures import tiny, write_dataset
 
@@ -42,7 +42,7 @@ def refuse(event, given):
 sys.addaudithook(refuse)
 import medseg_diff as md
 from medseg_diff.config import load_config
-from medseg_diff.training import fit
+from medseg_diff.training.fit import fit
 fit(load_config(sys.argv[1]), sys.argv[2])
 answer = md.load(sys.argv[2], device="cpu").predict(sys.argv[3], draws=1, steps=1)
 print("answered", tuple(answer.mask.shape))

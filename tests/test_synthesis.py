@@ -16,24 +16,24 @@ import tifffile
 import torch
 
 from medseg_diff import io
+from medseg_diff.batch.one_case import made_from
+from medseg_diff.batch.synthetic_list import from_masks, from_noise
 from medseg_diff.checkpoint import read_card
-from medseg_diff.cli import main
+from medseg_diff.cli.main import main
 from medseg_diff.config import load_config, parse_config
 from medseg_diff.data.caselist import build_caselist, load_caselist, save_caselist
 from medseg_diff.data.dataset import TrainingSet, preprocessed
 from medseg_diff.data.prepare import prepare
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.inference import Predictor
+from medseg_diff.inference.noise import SLICE, NoiseField
+from medseg_diff.inference.predictor import Predictor
 from medseg_diff.model import build_model
-from medseg_diff.noise import SLICE, NoiseField
-from medseg_diff.one_case import made_from
-from medseg_diff.prior import Prior, WholeDenoiser
 from medseg_diff.synthesis import Synthesizer, write_synthesis
-from medseg_diff.synthetic_list import from_masks, from_noise
-from medseg_diff.training import Options, fit
-from medseg_diff.validation import validation_loss
+from medseg_diff.training.fit import Options, fit
+from medseg_diff.training.validation import validation_loss
+from medseg_diff.translation.prior import Prior, WholeDenoiser
 from tests.prior_fixtures import gaussian_run, latent_run, painting_run, stub_run
-from tests.test_every_yaml import CONFIGS, overrides, write_discs
+from tests.recipes.test_every_yaml import CONFIGS, overrides, write_discs
 from tests.training_fixtures import write_dataset
 from tests.translation_fixtures import AFFINE
 

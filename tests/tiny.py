@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg_diff.checkpoint import LoadedRun, save_model
 from medseg_diff.codecs import OneHotCodec
 from medseg_diff.config import Config, merged, parse_config
-from medseg_diff.inference import Predictor
+from medseg_diff.inference.predictor import Predictor
 from medseg_diff.model import Estimate, SegmentationModel, build_model
 from medseg_diff.networks.conditioners import Context
 

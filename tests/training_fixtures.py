@@ -15,7 +15,7 @@ SCRIPT = """
 import os, sys, torch
 torch.set_num_threads(1)
 from medseg_diff.config import load_config
-from medseg_diff.training import Options, fit
+from medseg_diff.training.fit import Options, fit
 config, out, die_at, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "resume"
 def report(progress, values):
     if progress.step == die_at:

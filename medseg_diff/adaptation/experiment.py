@@ -22,16 +22,16 @@ from medseg_diff import __version__
 from medseg_diff.adaptation import rows as methods
 from medseg_diff.adaptation.definition import Domain, Experiment, listed_cases
 from medseg_diff.adaptation.work import Adapted, Work
-from medseg_diff.batch import Case, predict_many
+from medseg_diff.batch.run import Case, predict_many
 from medseg_diff.config import Config, load_config
 from medseg_diff.data.caselist import CaseList, Part
 from medseg_diff.data.derived import derive, shifted
 from medseg_diff.data.frozen_shifts import load_shifts
 from medseg_diff.data.prepare import prepare
 from medseg_diff.errors import UsageError
-from medseg_diff.evaluation import score_part
+from medseg_diff.evaluation.masks import score_part
 from medseg_diff.files import atomic_text
-from medseg_diff.inference import checked, load
+from medseg_diff.inference.predictor import checked, load
 
 Report = Callable[[str], None]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from medseg_diff.adaptation.work import SOURCE_ONLY, Adapted, Work
 from medseg_diff.adapters import adapted
 from medseg_diff.checkpoint import load_run, save_model
+from medseg_diff.data.caselist import CaseList
 from medseg_diff.errors import InputError
-from medseg_diff.training import Options
+from medseg_diff.training.fit import Options
 
 
 def low_rank_adapters(work: Work, name: str, shots: int) -> Adapted:
@@ -26,18 +27,9 @@ def low_rank_adapters(work: Work, name: str, shots: int) -> Adapted:
         InputError: if the target has fewer.
     """
     base = work.train(SOURCE_ONLY, work.source)
-    target = work.labelled
-    chosen = target.part("train")[:shots]
-    if len(chosen) < shots:
-        raise InputError(
-            "the target has too few labelled training cases",
-            field=f"rows.{name}",
-            found=len(chosen),
-            expected=shots,
-        )
     lora = {"rank": 4, "alpha": 8.0, "layers": ["*"], "whole": []}
     options = Options(init=base)
-    run = work.train(name, target.with_cases(chosen), options, training={"lora": lora})
+    run = work.train(name, _shots(work, name, shots), options, training={"lora": lora})
     whole = adapted(load_run(base), run)
     # A folder of its own that predicts like any other: the adapter's needs its base.
     folder = work.folder / "runs" / f"{name}_merged"
@@ -47,3 +39,26 @@ def low_rank_adapters(work: Work, name: str, shots: int) -> Adapted:
     )
     save_model(folder, whole.model, config, {**card, "adaptation": f"LoRA, {shots} cases"})
     return Adapted(folder)
+
+
+def fine_tuning(work: Work, name: str, shots: int) -> Adapted:
+    """All weights of the source model, trained on: what adapters are compared with.
+
+    Args, budget, validation and refusals as :func:`low_rank_adapters`.
+    """
+    base = work.train(SOURCE_ONLY, work.source)
+    return Adapted(work.train(name, _shots(work, name, shots), Options(init=base)))
+
+
+def _shots(work: Work, name: str, shots: int) -> CaseList:
+    """The first labelled training cases of the target, alone."""
+    target = work.labelled
+    chosen = target.part("train")[:shots]
+    if len(chosen) < shots:
+        raise InputError(
+            "the target has too few labelled training cases",
+            field=f"rows.{name}",
+            found=len(chosen),
+            expected=shots,
+        )
+    return target.with_cases(chosen)

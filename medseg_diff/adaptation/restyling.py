@@ -8,11 +8,11 @@ from typing import Any
 from medseg_diff.adaptation.source_diffusion import sections
 from medseg_diff.adaptation.work import Restyle, Work
 from medseg_diff.data.caselist import CaseList, build_caselist, save_caselist
-from medseg_diff.prior import Prior, load_prior
 from medseg_diff.recipes import seed
-from medseg_diff.translation import load_translator
-from medseg_diff.unpaired import translate_scan
-from medseg_diff.way import Way
+from medseg_diff.translation.prior import Prior, load_prior
+from medseg_diff.translation.translator import load_translator
+from medseg_diff.translation.unpaired import translate_scan
+from medseg_diff.translation.way import Way
 
 # Denoiser steps a scan, in the place of the recipe's 50, for two CPU cores.
 STEPS = 10
@@ -60,7 +60,7 @@ def _bare(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def walked(way: Way, target: Prior, source: Prior | None = None) -> Restyle:
-    """Scans as ``target`` knows them, see :func:`medseg_diff.unpaired.translate_scan`."""
+    """Scans as ``target`` knows them; see ``translation.unpaired.translate_scan``."""
     return lambda image, case: translate_scan(
         target, image, source=source, way=way, steps=STEPS, case=case.case
     )

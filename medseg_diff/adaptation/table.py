@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medseg_diff.adaptation.work import SOURCE_ONLY
 from medseg_diff.errors import InputError
-from medseg_diff.statistics import bca_interval, compare, holm, summarise
+from medseg_diff.metrics.statistics import bca_interval, compare, holm, summarise
 
 ORACLE = "oracle"
 Numbers = NDArray[np.float64]

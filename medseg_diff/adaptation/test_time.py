@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medseg_diff.errors import UsageError
+from medseg_diff.inference.windows import is_flat, pad_to, windows
 from medseg_diff.model import SegmentationModel
-from medseg_diff.windows import is_flat, pad_to, windows
 
 # A mask that entropy minimisation shrinks or grows beyond this factor has collapsed.
 COLLAPSE = 2.0

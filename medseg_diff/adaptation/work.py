@@ -28,8 +28,8 @@ from medseg_diff.config import Config, merged
 from medseg_diff.data.caselist import Case, CaseList, save_caselist
 from medseg_diff.errors import UsageError
 from medseg_diff.files import atomic_text
-from medseg_diff.inference import Around
-from medseg_diff.training import Options, fit
+from medseg_diff.inference.predictor import Around
+from medseg_diff.training.fit import Options, fit
 
 Array = NDArray[np.float32]
 # Target or source scan as read (C, *S) -> what the model is shown, same shape.

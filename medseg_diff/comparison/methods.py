@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from medseg_diff.errors import InputError, UsageError
-from medseg_diff.statistics import MEAN_OF_STRUCTURES, case_means
-from medseg_diff.summary import ALL_HEADINGS, HEADINGS, IMAGE_HEADINGS
+from medseg_diff.metrics.statistics import MEAN_OF_STRUCTURES, case_means
+from medseg_diff.metrics.summary import ALL_HEADINGS, HEADINGS, IMAGE_HEADINGS
 
 KEYS = ["case", "structure"]
 # Conventions that change what a number means.

@@ -16,7 +16,7 @@ from medseg_diff.comparison.methods import (
     check_same_rows,
 )
 from medseg_diff.errors import UsageError
-from medseg_diff.statistics import (
+from medseg_diff.metrics.statistics import (
     CONFIDENCE,
     MEAN_OF_STRUCTURES,
     Comparison,
@@ -26,7 +26,7 @@ from medseg_diff.statistics import (
     smallest_p,
     verdict,
 )
-from medseg_diff.summary import ALL_HEADINGS
+from medseg_diff.metrics.summary import ALL_HEADINGS
 
 METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 IMAGE_METRICS = ("mae", "psnr_db", "ssim")

@@ -20,9 +20,9 @@ from medseg_diff.comparison.table import (
 from medseg_diff.errors import InputError, UsageError
 from medseg_diff.figures import forest_plot
 from medseg_diff.files import atomic_text
+from medseg_diff.metrics.summary import ALL_HEADINGS
 from medseg_diff.report.page import case_rows, figure, notes, page
 from medseg_diff.report.tables import number
-from medseg_diff.summary import ALL_HEADINGS
 
 TITLE = "Comparison of methods"
 LEGEND = (

@@ -66,7 +66,7 @@ class AdversarialConfig(Section):
 
 
 class ModelConfig(Section):
-    """Axes of the model; see ``recipes.py`` for the papers."""
+    """Axes of the model; see ``recipes/`` for the papers."""
 
     kind: Literal["diffusion", "discrete", "unet", "probabilistic_unet"] = "diffusion"
     denoiser: Literal["unet", "medsegdiff_v1", "medsegdiff_v2", "dit"] = "unet"

@@ -36,7 +36,7 @@ FuseName = Literal[
 
 
 class ShapeConfig(Section):
-    """What one structure should look like; see :class:`medseg_diff.morphology.ShapeRule`."""
+    """What one structure should look like; see ``inference/morphology.py``."""
 
     fill_holes: bool = False
     min_volume_mm3: float = Field(0.0, ge=0, description="smaller components are taken away")

@@ -95,7 +95,7 @@ def boundary_doubt_mm(masks: Iterable[BoolArray], spacing_mm: Sequence[float]) -
     changes the distance by one voxel. The image border is no boundary.
 
     A draw without the structure lies the image diagonal away, and one that fills the image minus
-    that, as a missed structure does in the distances of :mod:`medseg_diff.metrics`.
+    that, as a missed structure does in the distances of :mod:`medseg_diff.metrics.masks`.
 
     Args:
         masks: N masks (*S), two or three axes; gone through twice, so no generator.

@@ -63,7 +63,7 @@ class DiffusionModel(SegmentationModel):
         source: Planes of the image that a path which ends in a source image ends in.
     """
 
-    # Steers a trajectory's denoiser, given how to follow a context; set by `medseg_diff.guided`.
+    # Steers a trajectory's denoiser, given how to follow a context; set by `inference/guided.py`.
     steer: Callable[[Callable[[Context], Denoise], Denoise, Context], Denoise] | None = None
 
     def __init__(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from medseg_diff.statistics import MEAN_OF_STRUCTURES
-from medseg_diff.summary import HEADINGS
+from medseg_diff.metrics.statistics import MEAN_OF_STRUCTURES
+from medseg_diff.metrics.summary import HEADINGS
 
 _ATTENTION_ROWS = 10
 WORDS = ("Case", "Patient", "Structure", "Outcome")

@@ -20,7 +20,7 @@ from medseg_diff.checkpoint import load_tensors
 from medseg_diff.data.records import Batch
 from medseg_diff.errors import UsageError
 from medseg_diff.model import UNetModel, build_model
-from medseg_diff.training import Options, fit
+from medseg_diff.training.fit import Options, fit
 from tests.adaptation.fixtures import work_on
 from tests.tiny import tiny_config
 

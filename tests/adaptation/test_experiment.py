@@ -89,7 +89,7 @@ def test_every_row_leaves_its_cases(done):
             "fourier", "adabn", "self_training", "mean_teacher", "adversarial_output",
             "cycle_diffusion", "syndiff",
         },
-        "labels": {"oracle", "adapters_1", "adapters_5"},
+        "labels": {"oracle", "adapters_1", "adapters_5", "fine_tuning_1", "fine_tuning_5"},
     }  # fmt: skip
     for use, names in wanted.items():
         assert {used[name] for name in names} == {use}
@@ -106,7 +106,8 @@ def test_trainings_without_the_target_are_shared(done):
     }  # fmt: skip
     assert own >= {
         "adabn", "fourier", "oracle", "self_training", "mean_teacher", "adversarial_output",
-        "adapters_1", "adapters_1_merged", "adapters_5", "adapters_5_merged",
+        "adapters_1", "adapters_1_merged", "adapters_5", "adapters_5_merged", "fine_tuning_1",
+        "fine_tuning_5",
     }  # fmt: skip
     assert not shared & own
 

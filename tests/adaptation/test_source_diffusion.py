@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from medseg_diff.adaptation.few_shot import low_rank_adapters
+from medseg_diff.adaptation.few_shot import fine_tuning, low_rank_adapters
 from medseg_diff.adaptation.rows import diffusion_source_only, guided_prior, joint_diffusion
 from medseg_diff.adaptation.source_diffusion import sections
 from medseg_diff.adaptation.work import Work
 from medseg_diff.checkpoint import load_run
+from medseg_diff.config import Config
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.errors import InputError
 from medseg_diff.files import file_sha256
-from medseg_diff.inference import load
+from medseg_diff.inference.predictor import load
 from medseg_diff.model import JointModel
+from medseg_diff.training.fit import Options, fit
 from tests.adaptation.fixtures import work_on
 
 
@@ -93,6 +95,30 @@ def test_adapters_answer_as_base_and_adapter_do_and_see_one_scan(tmp_path: Path)
     assert not torch.equal(plain.as_tensor(), found.as_tensor())
 
 
-def test_too_few_labelled_scans_are_refused(work: Work):
+def test_fine_tuning_starts_from_the_source_model_and_sees_one_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun = []
+
+    def watched(config: Config, run: Path, options: Options) -> None:
+        begun.append((run.name, options.init, config.training.lora))
+        fit(config, run, options)
+
+    monkeypatch.setattr("medseg_diff.adaptation.work.fit", watched)
+    work = work_on(tmp_path)
+    adapted = fine_tuning(work, "fine_tuning_1", 1)
+    base = tmp_path / "shared/runs/source_only"
+    assert begun == [("source_only", None, None), ("fine_tuning_1", base, None)]
+    listed = load_caselist(tmp_path / "own/lists/fine_tuning_1.json", work.target.root)
+    assert [c.part for c in listed.cases] == ["train"]
+    assert work.labels_used
+    scan = work.target.channel_paths(work.target.part("test")[0])
+    plain = load(base, "cpu").predict(scan).probability
+    tuned = load(adapted.run, "cpu").predict(scan).probability
+    assert not torch.equal(plain.as_tensor(), tuned.as_tensor())
+
+
+@pytest.mark.parametrize("way", [low_rank_adapters, fine_tuning])
+def test_too_few_labelled_scans_are_refused(work: Work, way):
     with pytest.raises(InputError, match=r"too few.*3.*5"):
-        low_rank_adapters(work, "adapters_5", 5)
+        way(work, "adapters_5", 5)

@@ -24,8 +24,8 @@ from medseg_diff.adaptation.rows import (
 )
 from medseg_diff.adaptation.work import Adapted, Work
 from medseg_diff.checkpoint import load_run
-from medseg_diff.inference import checked, load
-from medseg_diff.way import Way
+from medseg_diff.inference.predictor import checked, load
+from medseg_diff.translation.way import Way
 from tests.adaptation.fixtures import work_on
 
 

@@ -14,7 +14,7 @@ import torch
 from pydicom.dataset import Dataset
 
 from medseg_diff import io
-from medseg_diff.describe import describe
+from medseg_diff.cli.describe import describe
 from medseg_diff.errors import InputError
 from tests.io import dicoms
 from tests.io.dicoms import GRIDS, PHANTOM, SHAPE, enhanced, planes, save, write_dicomdir

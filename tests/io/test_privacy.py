@@ -17,10 +17,10 @@ import torch
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from medseg_diff.batch import find_cases, predict_many
-from medseg_diff.cli import main
-from medseg_diff.evaluation import evaluate
-from medseg_diff.training import fit
+from medseg_diff.batch.run import find_cases, predict_many
+from medseg_diff.cli.main import main
+from medseg_diff.evaluation.masks import evaluate
+from medseg_diff.training.fit import fit
 from tests.io.dicom_series import IDENTITY, Series, grid
 from tests.phantoms import NiftiFile, make_phantom
 from tests.tiny import save_untrained, threshold_predictor, tiny_config

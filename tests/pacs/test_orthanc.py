@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from medseg_diff import io
-from medseg_diff.cli import main
+from medseg_diff.cli.main import main
 from tests.io.dicom_series import IDENTITY, LPS
 from tests.pacs.orthanc import OWN, PASSWORD, Orthanc
 from tests.pacs.scans import STUDY, hippocampus

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from medseg_diff import io
-from medseg_diff.cli import main
+from medseg_diff.cli.main import main
 from tests.io.dicoms import AXIAL, DATA, IDENTITY, SERIES, planes, save
 from tests.pacs.fakes import Node, Web, node, row, web
 from tests.tiny import save_untrained, tiny_config

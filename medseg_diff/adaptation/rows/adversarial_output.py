@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from medseg_diff.adaptation.scans import UnlabelledCrops
 from medseg_diff.adaptation.work import Adapted, Work
-from medseg_diff.companion import Companion, segmenter
 from medseg_diff.config import Config
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.records import Batch
 from medseg_diff.model import SegmentationModel
 from medseg_diff.model.build import build_codec
-from medseg_diff.training import Options
+from medseg_diff.training.companion import Companion, segmenter
+from medseg_diff.training.fit import Options
 
 # Share of the segmenter's loss that fooling the discriminator has.
 WEIGHT = 0.01

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medseg_diff.adaptation.source_diffusion import sections
 from medseg_diff.adaptation.work import Adapted, Work
-from medseg_diff.inference import Around
+from medseg_diff.inference.predictor import Around
 from medseg_diff.model import DiffusionModel, SegmentationModel
 from medseg_diff.model.evidence import Evidence
 from medseg_diff.recipes import Keys

@@ -13,14 +13,14 @@ from torch.func import functional_call
 
 from medseg_diff.adaptation.scans import UnlabelledCrops
 from medseg_diff.adaptation.work import Adapted, Work
-from medseg_diff.companion import Companion, segmenter
 from medseg_diff.config import Config
 from medseg_diff.data.appearance import strong_appearance
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.dataset import plain_tensors
 from medseg_diff.data.records import Batch
 from medseg_diff.model import SegmentationModel
-from medseg_diff.training import Options
+from medseg_diff.training.companion import Companion, segmenter
+from medseg_diff.training.fit import Options
 
 # Full weight of the consistency, and the share of the training over which it rises to it.
 WEIGHT, RISE = 10.0, 0.4

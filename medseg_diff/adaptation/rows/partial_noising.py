@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from medseg_diff.adaptation.restyling import source_prior, walked
 from medseg_diff.adaptation.work import SOURCE_ONLY, Adapted, Work
-from medseg_diff.way import Way
+from medseg_diff.translation.way import Way
 
 STRENGTH = 0.5
 

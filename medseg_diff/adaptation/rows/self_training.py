@@ -7,10 +7,10 @@ from pathlib import Path
 
 from medseg_diff import io
 from medseg_diff.adaptation.work import SOURCE_ONLY, Adapted, Work
-from medseg_diff.batch import Case as Asked
-from medseg_diff.batch import predict_many
+from medseg_diff.batch.run import Case as Asked
+from medseg_diff.batch.run import predict_many
 from medseg_diff.data.caselist import Case, CaseList, build_caselist
-from medseg_diff.inference import load
+from medseg_diff.inference.predictor import load
 
 
 def adapt(work: Work) -> Adapted:

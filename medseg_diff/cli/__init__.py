@@ -1,0 +1,1 @@
+"""What users type and see: one file for each family of commands."""

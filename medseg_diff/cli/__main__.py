@@ -1,0 +1,5 @@
+"""``python -m medseg_diff.cli``."""
+
+from medseg_diff.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""One scan -> mask, probability and doubt on its own grid; windows x draws x steps, streamed."""

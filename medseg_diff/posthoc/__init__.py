@@ -1,0 +1,1 @@
+"""A trained model and the truth: temperature, reverse variance, bits per dimension, couplings."""

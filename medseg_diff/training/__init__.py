@@ -1,0 +1,1 @@
+"""A configuration and a case list -> a run folder, and all that it takes to go on after a stop."""
