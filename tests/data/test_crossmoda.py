@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from medseg_diff.adaptation.definition import Domain
+from medseg_diff.adaptation.experiment import domain_cases
 from medseg_diff.data.caselist import load_caselist, save_caselist
 from medseg_diff.data.crossmoda import from_crossmoda
-from medseg_diff.errors import InputError
+from medseg_diff.data.prepare import prepare
+from medseg_diff.errors import InputError, UsageError
 from medseg_diff.io import read_image
 from tests.data.test_domains import label_of
 from tests.data.test_layouts import check, nifti, volume
+from tests.unpaired_fixtures import tiny_unpaired
 
 
 def download(folder: Path, year: str = "2022") -> None:
@@ -60,6 +65,20 @@ def test_a_second_list_has_target_scans_to_train_on(tmp_path: Path):
     ]  # fmt: skip
     assert target.structures == {}
     assert not any(c.references for c in target.cases)
+
+
+def test_both_lists_go_into_an_unpaired_training_and_none_into_a_score(tmp_path: Path):
+    download(tmp_path / "in")
+    listed = tmp_path / "out" / "cases.json"
+    save_caselist(from_crossmoda(tmp_path / "in", tmp_path / "out"), listed)
+    config, _, _ = prepare(tiny_unpaired(listed, listed.with_name("target.json"), 3))
+    assert config.known_task.target_planes == 1
+    experiment = SimpleNamespace(part="test", scored_cases=None, train_cases=None)
+    target = Domain(cases=str(listed), sites=("hrT2",))
+    with pytest.raises(UsageError, match=r"cases.json: site hrT2.*cases to score.*found 0 and 0"):
+        domain_cases(experiment, target, tmp_path)
+    source = domain_cases(experiment, Domain(cases=str(listed), sites=("ceT1",)), tmp_path)
+    assert len(source.cases) == 4
 
 
 @pytest.mark.parametrize(("year", "meaning"), [("", [0, 1, 2]), ("2023", [0, 1, 1, 2])])
