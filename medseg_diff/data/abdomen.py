@@ -71,6 +71,11 @@ def _chaos(folder: Path, sequence: ChaosSequence) -> list[Draft]:
         masks, scan = home / "Ground", home / "DICOM_anon" / phase
         if not any(masks.glob("*.png")):
             continue
+        if not scan.is_dir():
+            raise InputError(
+                "masks without a scan", file=home.parent, field=sequence, found="no such folder",
+                expected=f"{name}/{scan.relative_to(home).as_posix()}", remedy="unpack CHAOS again",
+            )  # fmt: skip
         case = f"chaos_{home.parent.name}"
         image = Item(scan, f"images/{case}.nii.gz", dicom_as_nifti)
         label = Item(masks, f"labels/{case}.nii.gz", label_of_slices(scan))

@@ -175,6 +175,10 @@ def _grey(ground: Path) -> None:
     mask(ground / "IMG-0004-00003.png", np.full(SHAPE[:2], 55))
 
 
+def _lose_the_scan(ground: Path) -> None:
+    (ground.parent / "DICOM_anon").rename(ground.parent / "elsewhere")
+
+
 def _transposed(ground: Path) -> None:
     mask(ground / "IMG-0004-00003.png", np.zeros(SHAPE[:2]).T)
 
@@ -188,6 +192,7 @@ def _transposed(ground: Path) -> None:
             _grey,
             r"00003.png: grey: unknown mask values \(found \[55\]; .*56 to 70 \(liver",
         ),
+        (_lose_the_scan, r"10: T2SPIR: masks without a scan.*expected T2SPIR/DICOM_anon\). Unpack"),
         (_transposed, r"00003.png: rows x columns: .*found 6 x 5; expected 5 x 6\). Unpack"),
     ],
 )
