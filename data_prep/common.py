@@ -49,7 +49,10 @@ def split_of(given: argparse.Namespace) -> Split:
 
 
 def finish(build: Callable[[], CaseList]) -> None:
-    """Build a case list, save it in its root and print how many cases each part has."""
+    """Build a case list, save it in its root and print how many cases each part has.
+
+    Where cases lack masks, how many have some, and so can be scored, is printed too.
+    """
     try:
         caselist = build()
         path = caselist.root / FILE_NAME
@@ -59,5 +62,8 @@ def finish(build: Callable[[], CaseList]) -> None:
     table = pd.DataFrame([case.model_dump(include={"part", "patient"}) for case in caselist.cases])
     counts = table.groupby("part")["patient"].agg(["size", "nunique"])
     counts.columns = pd.Index(["cases", "patients"])
+    masked = pd.Series([bool(case.references) for case in caselist.cases], index=table.index)
+    if masked.any() and not masked.all():
+        counts["with masks"] = masked.groupby(table["part"]).sum()
     print(path)
     print(counts.reindex([part for part in PARTS if part in counts.index]).to_string())

@@ -2,13 +2,11 @@
 
 What the names of files mean was read in code that reads the published folders, not in the
 folders themselves; unknown mask values are refused, never guessed. Each site has cases of every
-part: patients are dealt site by site.
+part: patients are dealt site by site. `abdomen`, `crossmoda` and `fundus` are alike.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from medseg_diff.data.caselist import CaseList, Part
+from medseg_diff.data.caselist import CaseList
 from medseg_diff.data.gather import (
     About,
     Draft,
     Item,
     Labels,
     Split,
-    assemble,
     check_pairs,
     list_files,
     refuse,
@@ -33,12 +30,11 @@ from medseg_diff.data.gather import (
 )
 from medseg_diff.data.layouts import mask_item
 from medseg_diff.data.rewrite import Rule, Writer, any_instance, checked_copy, relabel
-from medseg_diff.data.splits import deal_patients
+from medseg_diff.data.sites import SPLIT, draft_of, find_scans, listed
 from medseg_diff.errors import InputError
 from medseg_diff.io import ReadOptions, case_stem, read_image, write_label, write_map
 from medseg_diff.io.raster import write_png
 
-SPLIT = Split(validation=0.1, test=0.2)
 MMWHS = About("MM-WHS whole heart, CT and MR", "see the challenge's terms", "other")
 PROSTATE = About("Prostate MRI of six sites", "see the sources' terms", "MR")
 SPINAL_CORD = About("Spinal cord grey matter challenge 2016", "see the challenge's terms", "MR")
@@ -63,15 +59,15 @@ def from_mmwhs(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
     are published without masks, are passed over.
     """
     drafts = []
-    for path in _find(folder, r"(ct|mr)_train_\d+_image"):
+    for path in find_scans(folder, r"(ct|mr)_train_\d+_image"):
         stem = case_stem(path).removesuffix("_image")
         mask = path.with_name(path.name.replace("_image", "_label"))
         values = {value: new for new, value in enumerate(_HEART.values(), start=1)}
         item = mask_item(mask, stem, relabel(renumbered(values), len(_HEART) + 1))
         site = stem[:2].upper()
-        drafts.append(_draft(stem, stem, site, path, [item], "image"))
+        drafts.append(draft_of(stem, stem, site, path, [item], "image"))
     labels = {"background": 0, **{name: n for n, name in enumerate(_HEART, start=1)}}
-    return _listed(drafts, MMWHS, "image", Labels(labels), out, split)
+    return listed(drafts, MMWHS, "image", Labels(labels), out, split)
 
 
 def from_prostate_sites(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
@@ -90,8 +86,8 @@ def from_prostate_sites(folder: Path, out: Path, *, split: Split = SPLIT) -> Cas
         for stem, path in images.items():
             case = f"{site.name}_{stem}"
             item = mask_item(masks[stem], case, relabel(any_instance, 2))
-            drafts.append(_draft(case, case, site.name, path, [item], "T2"))
-    return _listed(drafts, PROSTATE, "T2", Labels({"background": 0, "prostate": 1}), out, split)
+            drafts.append(draft_of(case, case, site.name, path, [item], "T2"))
+    return listed(drafts, PROSTATE, "T2", Labels({"background": 0, "prostate": 1}), out, split)
 
 
 def from_spinal_cord(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
@@ -100,7 +96,7 @@ def from_spinal_cord(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseLi
     Four readers; 1 is grey and 2 white matter. Test scans without masks are passed over.
     """
     drafts = []
-    for path in _find(folder, r"site\d+-sc\d+-image"):
+    for path in find_scans(folder, r"site\d+-sc\d+-image"):
         stem = case_stem(path).removesuffix("-image")
         masks = [path.with_name(path.name.replace("-image", f"-mask-r{r}")) for r in range(1, 5)]
         if not any(mask.is_file() for mask in masks):
@@ -109,9 +105,9 @@ def from_spinal_cord(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseLi
             Item(mask, f"labels/{stem}_rater{r}{suffix_of(mask)}", checked_copy([0, 1, 2]))
             for r, mask in enumerate(masks, start=1)
         ]
-        drafts.append(_draft(stem, stem, stem.split("-")[0], path, items, "image"))
+        drafts.append(draft_of(stem, stem, stem.split("-")[0], path, items, "image"))
     labels = Labels({"background": 0, "grey_matter": 1, "white_matter": 2})
-    return _listed(drafts, SPINAL_CORD, "image", labels, out, split)
+    return listed(drafts, SPINAL_CORD, "image", labels, out, split)
 
 
 def from_mnms(
@@ -136,7 +132,7 @@ def from_mnms(
     refuse("columns are missing from the table", missing)
     known = {str(row["External code"]): row for row in rows.to_dict("records")}
     drafts = []
-    for path in _find(folder, r".+_sa_gt"):
+    for path in find_scans(folder, r".+_sa_gt"):
         code = case_stem(path).removesuffix("_sa_gt")
         if code not in known:
             raise InputError("patient is not in the table", file=table, found=code)
@@ -144,11 +140,11 @@ def from_mnms(
         for phase in ("ED", "ES"):
             number, case = int(str(known[code][phase])), f"{code}_{phase}"
             item = Item(path, f"labels/{case}.nii.gz", label_of_volume(number, [0, 1, 2, 3]))
-            draft = _draft(case, code, f"{by}_{known[code][by]}", scan, [item], "cine")
+            draft = draft_of(case, code, f"{by}_{known[code][by]}", scan, [item], "cine")
             image = Item(scan, f"images/{case}.nii.gz", volume_of(number))
             drafts.append(replace(draft, channels={"cine": image}))
     labels = Labels({"background": 0, "left_ventricle": 1, "myocardium": 2, "right_ventricle": 3})
-    return _listed(drafts, MNMS, "cine", labels, out, split)
+    return listed(drafts, MNMS, "cine", labels, out, split)
 
 
 def from_retina(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
@@ -183,7 +179,7 @@ def from_retina(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList:
         )
         for site, case, patient, image, mask in found
     ]
-    return _listed(drafts, RETINA, "RGB", Labels({"background": 0, "vessel": 1}), out, split)
+    return listed(drafts, RETINA, "RGB", Labels({"background": 0, "vessel": 1}), out, split)
 
 
 def from_site_folders(
@@ -200,22 +196,28 @@ def from_site_folders(
         for stem, path in images.items():
             case, write = f"{site.name}_{stem}", checked_copy(labels.values.values())
             mask = Item(masks[stem], f"labels/{case}{suffix_of(masks[stem])}", write)
-            drafts.append(_draft(case, case, site.name, path, [mask], "image"))
-    return _listed(drafts, about, "image", labels, out, split)
+            drafts.append(draft_of(case, case, site.name, path, [mask], "image"))
+    return listed(drafts, about, "image", labels, out, split)
 
 
 def renumbered(values: Mapping[int, int]) -> Rule:
     """A rule that gives each listed value its new one, keeps 0, and refuses all else."""
+    return values_of({0: 0, **values})
+
+
+def values_of(meaning: Mapping[int, int]) -> Rule:
+    """A rule that gives each listed value its new one and refuses all else."""
 
     def rule(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-        strange = sorted(set(np.unique(mask).tolist()) - {0, *values})
+        strange = sorted(set(np.unique(mask).tolist()) - set(meaning))
         if strange:
             raise InputError(
-                "unknown mask values", found=strange, expected=", ".join(map(str, sorted(values))),
+                "unknown mask values", found=strange,
+                expected=", ".join(map(str, sorted(meaning))),
                 remedy="correct the mask: no structure of the set has that value",
             )  # fmt: skip
         result = np.zeros_like(mask)
-        for old, new in values.items():
+        for old, new in meaning.items():
             result[mask == old] = new
         return result
 
@@ -266,39 +268,3 @@ def _pixels(source: Path, mode: str) -> NDArray[np.uint8]:
             return np.asarray(image.convert(mode), dtype=np.uint8)
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError("not a picture", file=source, found=str(error)) from None
-
-
-def _find(folder: Path, pattern: str) -> list[Path]:
-    """NIfTI files at any depth whose stem has a pattern, sorted."""
-    if not folder.is_dir():
-        raise InputError("no such folder", file=folder)
-    found = [p for p in sorted(folder.rglob("*.nii*")) if re.fullmatch(pattern, case_stem(p))]
-    twice = [p.name for p in found if sum(q.name == p.name for q in found) > 1]
-    refuse("files of one name in several folders", sorted(set(twice)))
-    return found
-
-
-def _draft(
-    case: str, patient: str, site: str, path: Path, masks: Sequence[Item], channel: str
-) -> Draft:
-    image = Item(path, f"images/{case}{suffix_of(path)}")
-    return Draft(case, patient, "train", {channel: image}, masks, site)
-
-
-def _listed(
-    drafts: Sequence[Draft], about: About, channel: str, labels: Labels, out: Path, split: Split
-) -> CaseList:
-    """Deal each site's patients by themselves, then write."""
-    shares: dict[Part, float] = {
-        "train": 1.0 - split.validation - split.test,
-        "validation": split.validation,
-        "test": split.test,
-    }
-    by_site: dict[str | None, list[Draft]] = defaultdict(list)
-    for draft in drafts:
-        by_site[draft.site].append(draft)
-    dealt = []
-    for members in by_site.values():
-        part_of = deal_patients([d.patient for d in members], shares, split.seed)
-        dealt += [replace(d, part=part_of[d.patient]) for d in members]
-    return assemble(dealt, about, [channel], labels, root=out, split=Split(0.0, 0.0, split.seed))

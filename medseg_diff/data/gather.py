@@ -52,7 +52,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Item:
-    """One file to place: where it comes from, its name below the list, how it gets there."""
+    """One file to place: where it comes from, its name below the list, how it gets there.
+
+    The source is a folder for writers that make one file of many.
+    """
 
     source: Path
     name: str
@@ -92,7 +95,7 @@ def assemble(
     Raises:
         InputError: as `build_caselist`, or if sources are missing; nothing is written then.
     """
-    missing = sorted({i.source.name for d in drafts for i in d.items if not i.source.is_file()})
+    missing = sorted({i.source.name for d in drafts for i in d.items if not i.source.exists()})
     refuse("files are missing", missing)
     if not drafts:
         raise InputError("no cases found", remedy="check the folder against data_prep/README.md")

@@ -223,3 +223,24 @@ def test_the_script(tmp_path: Path, repository: Path):
     assert done.returncode == 0, done.stderr
     assert {c.site for c in load_caselist(tmp_path / "out").cases} == {"BMC", "UCL"}
     assert "--table" in run("--set", "mnms").stderr
+    wrong = run("--set", "prostate", "--coding", "labels").stderr
+    assert "--coding belongs to --set disc_folders" in wrong
+
+
+def test_the_script_says_what_can_be_scored(tmp_path: Path, repository: Path):
+    for n in range(1, 5):
+        nifti(tmp_path / "in" / f"crossmoda_{n}_ceT1.nii.gz", np.full((2, 2, 2), n))
+        nifti(tmp_path / "in" / f"crossmoda_{n}_Label.nii.gz", volume(n, 2, 2, 2) % 3)
+        nifti(tmp_path / "in" / f"crossmoda_{n}00_hrT2.nii.gz", np.full((2, 2, 2), 100 * n))
+    command = [sys.executable, repository / "data_prep" / "domains.py", "--set", "crossmoda",
+               "--data", tmp_path / "in", "--out", tmp_path / "out"]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False,
+        cwd=repository, env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert rows[0] == ["cases", "patients", "with", "masks"]
+    # Part, cases, patients, cases with masks: four of the test cases are target scans.
+    assert ["test", "5", "5", "1"] in rows
+    assert len(load_caselist(tmp_path / "out" / "target.json").part("train")) == 4
