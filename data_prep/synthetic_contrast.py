@@ -1,9 +1,10 @@
 """Any list of one MR channel -> the same scans paired with a synthetic contrast of themselves.
 
-    python data_prep/synthetic_contrast.py --cases LIST.json --out FOLDER
+    python data_prep/synthetic_contrast.py --cases LIST.json --out FOLDER [--as-channel]
 
-The target: each scan is brought to one scale (its percentiles 0.5 and 99.5 become 0 and 1000, and
-what is beyond is clipped), since one range holds for all targets; then frozen scanner models
+The target (with --as-channel a second channel of a list that segments, as ControlNet takes it):
+each scan is brought to one scale (its percentiles 0.5 and 99.5 become 0 and 1000, and what is
+beyond is clipped), since one range holds for all targets; then frozen scanner models
 (medseg_diff/data/shifts.yaml) follow one another: contrast_inversion strong, bias_field moderate,
 rician_noise mild, each seeded by the case. So the truth is known, many cases are paired without
 registration, and translators may be ranked on them; what is learned says nothing about real T2.
@@ -31,8 +32,8 @@ CHAIN = (("contrast_inversion", "strong"), ("bias_field", "moderate"), ("rician_
 TARGET = "synthetic"
 
 
-def paired(cases: CaseList, out: Path) -> CaseList:
-    """Write sources and targets, and the list that pairs them.
+def paired(cases: CaseList, out: Path, *, as_channel: bool = False) -> CaseList:
+    """Write sources and targets, and the list that pairs them or has both as channels.
 
     Raises:
         InputError: if the list has several channels, or an image cannot be read.
@@ -59,15 +60,17 @@ def paired(cases: CaseList, out: Path) -> CaseList:
     for case, other in zip(cases.cases, made.cases, strict=True):
         source = cases.channel_paths(case)[channel]
         shutil.copyfile(source, out / "sources" / source.name)
+        channels = {channel: f"sources/{source.name}"}
+        image = f"{TARGET}/{other.channels[channel]}"
         own = {
-            "channels": {channel: f"sources/{source.name}"},
-            "target": f"{TARGET}/{other.channels[channel]}",
+            "channels": channels | ({TARGET: image} if as_channel else {}),
+            "target": None if as_channel else image,
             "references": tuple(f"{TARGET}/{name}" for name in other.references),
         }
         pairs.append(other.model_copy(update={**own, "sha256": {}}))
     content = {name: getattr(cases, name) for name in type(cases).model_fields}
-    whole = build_caselist({**content, "target": TARGET, "cases": tuple(pairs)}, root=out)
-    return hash_files(whole)
+    kind = {"channels": (channel, TARGET)} if as_channel else {"target": TARGET}
+    return hash_files(build_caselist({**content, **kind, "cases": tuple(pairs)}, root=out))
 
 
 def main() -> None:
@@ -78,8 +81,10 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True, help="case list of one channel")
     parser.add_argument("--root", help="folder that the list's paths start from")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--as-channel", action="store_true", help="a channel in place of a target")
     given = parser.parse_args()
-    finish(lambda: paired(load_caselist(given.cases, given.root), given.out))
+    cases, root, out = given.cases, given.root, given.out
+    finish(lambda: paired(load_caselist(cases, root), out, as_channel=given.as_channel))
 
 
 if __name__ == "__main__":

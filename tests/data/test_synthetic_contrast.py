@@ -16,9 +16,9 @@ from tests.training_fixtures import write_dataset
 CHAIN = (("contrast_inversion", "strong"), ("bias_field", "moderate"), ("rician_noise", "mild"))
 
 
-def prepare(repository: Path, cases: Path, out: Path) -> None:
+def prepare(repository: Path, cases: Path, out: Path, *words: str) -> None:
     script = repository / "data_prep" / "synthetic_contrast.py"
-    command = [sys.executable, str(script), "--cases", str(cases), "--out", str(out)]
+    command = [sys.executable, str(script), "--cases", str(cases), "--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -41,3 +41,21 @@ def test_pairs_are_the_shifts_of_their_sources(repository: Path, tmp_path: Path)
     assert np.allclose(np.asarray(io.read_image(target)), wanted, rtol=1e-3, atol=1e-2)
     (mask,), (original,) = made.reference_paths(case), given.reference_paths(given.cases[0])
     assert mask.read_bytes() == original.read_bytes()
+
+
+def test_the_contrast_as_a_second_channel(repository: Path, tmp_path: Path) -> None:
+    cases = write_dataset(tmp_path / "data", cases=4)
+    prepare(repository, cases, tmp_path / "paired")
+    prepare(repository, cases, tmp_path / "channels", "--as-channel")
+    pairs, both = load_caselist(tmp_path / "paired"), load_caselist(tmp_path / "channels")
+    given = load_caselist(cases)
+    (channel,) = pairs.channels
+    assert (both.channels, both.target) == ((channel, "synthetic"), None)
+    for pair, case, own in zip(pairs.cases, both.cases, given.cases, strict=True):
+        paths = both.channel_paths(case)
+        target = pairs.root / str(pair.target)
+        wanted = {channel: given.channel_paths(own)[channel], "synthetic": target}
+        for name, file in wanted.items():
+            assert paths[name].read_bytes() == file.read_bytes()
+        masks = [path.read_bytes() for path in both.reference_paths(case)]
+        assert masks == [path.read_bytes() for path in given.reference_paths(own)]
