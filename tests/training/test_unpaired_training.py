@@ -19,8 +19,10 @@ from medseg_diff.cli.main import main
 from medseg_diff.config import load_config, parse_config
 from medseg_diff.data.caselist import load_caselist, save_caselist
 from medseg_diff.errors import InputError, UsageError
+from medseg_diff.inference.predictor import Predictor
+from medseg_diff.inference.scan import PlacedScan, place
 from medseg_diff.training.fit import Options, fit
-from medseg_diff.translation.translator import load_translator
+from medseg_diff.translation.translator import RIM, load_translator
 from tests.translation_fixtures import AFFINE, tiny_translator, write_pairs
 from tests.unpaired_fixtures import tiny_unpaired, unpaired_keys, write_domains
 
@@ -164,6 +166,32 @@ def test_arrays_are_translated_as_files_are(run: Path, flat: tuple[Path, Path]):
         assert np.abs(other - made).max() > 0
         with pytest.raises(InputError, match="planes"):
             translator.restyle(torch.cat([io.read_image(file)] * 3), "three")
+
+
+def test_a_mirrored_rim_is_seen_and_cut_off(run: Path, flat: tuple[Path, Path], monkeypatch):
+    translator = load_translator(run, "cpu")
+    image = io.read_image(next(flat[0].parent.glob("*_4.png")))
+    found = translator.restyle(image, "same")
+    seen = []
+    whole = Predictor._infer
+
+    def watched(self: Predictor, scan: PlacedScan, *words: Any) -> Any:
+        seen.append(scan.values)
+        return whole(self, scan, *words)
+
+    monkeypatch.setattr(Predictor, "_infer", watched)
+    translator.restyle(image, "same")
+    rim = [side // RIM for side in translator.patch]
+    (wide,) = seen
+    assert any(rim)
+    grid = place(image, translator.task, translator.plan, Path("same")).values
+    np.testing.assert_array_equal(
+        wide, np.pad(grid, [(0, 0), *((r, r) for r in rim)], mode="reflect")
+    )
+    assert found.shape[1:] == tuple(image.shape[1:])
+    # Without a rim the answer is another one.
+    monkeypatch.setattr("medseg_diff.translation.translator.RIM", 1000)
+    assert np.abs(translator.restyle(image, "same") - found).max() > 0
 
 
 def test_other_steps_are_refused_in_one_line(run, flat, tmp_path, monkeypatch, capsys):
