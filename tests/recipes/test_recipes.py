@@ -181,8 +181,8 @@ def test_the_noise_decides_too(recipe: str, dims: int):
     assert float((first - other).abs().max()) > 1e-4
 
 
-# These have no conditioner: there the image itself is the condition.
-@pytest.mark.parametrize("recipe", [n for n in DIFFUSION if n not in ("ensemdiff", "dit", *PLAIN)])
+# Without a conditioner the image itself is the condition.
+@pytest.mark.parametrize("recipe", [n for n in EVERY if EVERY[n]()["model"].get("conditioner")])
 def test_zeroing_the_maps_of_the_context_changes_the_output(recipe: str):
     model = built(recipe, 2)
     given = batch(model, 2)
