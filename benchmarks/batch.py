@@ -69,7 +69,7 @@ def write_scans(folder: Path, count: int) -> None:
 
 def run(row: Row, source: Path, out: Path) -> Measured:
     """Predict the folder once, and watch."""
-    command = [sys.executable, "-W", "ignore", "-m", "medseg_diff.cli.main", "predict"]
+    command = [sys.executable, "-W", "ignore", "-m", "medseg_diff.cli", "predict"]
     command += ["--model", "hippocampus", "--input", f"{source}/*.nii.gz", "--out", str(out)]
     command += ["--draws", "1", "--steps", "1", *row.flags]
     environment = {**os.environ, "OMP_NUM_THREADS": str(row.threads)}

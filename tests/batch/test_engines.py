@@ -352,7 +352,7 @@ def test_K16_ray_gives_the_local_masks_though_a_worker_is_killed(tmp_path: Path)
     source = scans(tmp_path / "in", 5)
     run = save_untrained(tmp_path / "run", tiny_config(plan={"normalisation": BRIGHT}))
     words = ["predict", "--model", run, "--input", f"{source}/*.nii.gz", "--draws", 30]
-    command = [sys.executable, "-W", "ignore", "-m", "medseg_diff.cli.main", *map(str, words)]
+    command = [sys.executable, "-W", "ignore", "-m", "medseg_diff.cli", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     local, ray = tmp_path / "local", tmp_path / "ray"
