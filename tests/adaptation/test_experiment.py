@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,27 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(
     other = again.model_copy(update={"set": ("training.steps=3",)})
     with pytest.raises(UsageError, match="other settings"):
         run_experiment(other, folder / "out")
+
+
+def test_rows_of_an_older_version_are_taken_up(done, tmp_path: Path):
+    """Keys that it did not know are at their defaults; chosen since, they are other settings."""
+    folder, files, _ = done
+    experiment = load_experiment(folder / "experiment.yaml")
+    experiment = experiment.model_copy(update={"rows": ("source_only",)})
+    stamp = files["inverted"][ROWS.index("source_only")].with_suffix(".json")
+    whole = stamp.read_text()
+    record = json.loads(whole)
+    del record["key"]["config"]["training"]["betas"], record["key"]["config"]["model"]["coarse"]
+    stamp.write_text(json.dumps(record))
+    lines: list[str] = []
+    try:
+        run_experiment(experiment, folder / "out", lines.append)
+        chosen = experiment.model_copy(update={"set": ("training.betas=[0.5,0.9]",)})
+        with pytest.raises(UsageError, match="other settings"):
+            run_experiment(chosen, folder / "out")
+    finally:
+        stamp.write_text(whole)
+    assert "done before" in lines[0]
 
 
 def test_methods_do_not_see_target_masks_unless_they_ask(done):
