@@ -1145,6 +1145,16 @@ TLS = [
     Fault("if self.own is not None:", "if False:"),
     Fault("except ssl.SSLCertVerificationError as error:", "except ZeroDivisionError as error:"),
 ]  # fmt: skip
+ENTRIES = [
+    Fault("nn.init.zeros_(layer.weight)", "nn.init.ones_(layer.weight)"),
+    Fault("_places(x, 1, shared)", "_places(x, 2, shared)"),
+    Fault("_places(pooled, block, shared)", "_places(pooled, 1, shared)"),
+    Fault("asked, known, seen, need", "asked, seen, seen, need"),
+    Fault("SEEN ** (1 / axes)", "SEEN ** (1 / 2)"),
+    Fault("ceil_mode=True", "ceil_mode=False"),
+    Fault("_tokens(self.norm_context, pooled)", "_tokens(self.norm_context, pooled) * 2"),
+]
+POSITIONS = [Fault("(torch.arange(n) + 0.5) - 0.5", "torch.arange(n)")]
 PLAN = [
     ("pacs/tls.py", "pacs/test_tls.py", TLS),
     ("diffusion/paths.py", "diffusion/test_paths.py diffusion/test_reverse_step.py", PATHS),
@@ -1200,6 +1210,8 @@ PLAN = [
     ("statistics.py", "test_statistics.py", STATISTICS),
     ("seeds.py", "test_seeds.py", SEEDS),
     ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
+    ("networks/entries.py", "networks/test_entries.py", ENTRIES),
+    ("networks/positions.py", "networks/test_entries.py", POSITIONS),
     ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
     ("adaptation/rows/adversarial_output.py", "adaptation/test_companions.py", OUTPUT_JUDGE),
     ("adaptation/scans.py", "adaptation/test_companions.py", CROPS),

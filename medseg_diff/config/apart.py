@@ -105,6 +105,30 @@ def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     )
 
 
+def mixer_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a mixer other than the sum, each with the sentence for the user."""
+    mixed = model.mixer != "add"
+    yield (
+        mixed and (model.denoiser != "unet" or model.conditioner in ("none", "medsegdiff_v1")),
+        f"mixer '{model.mixer}' brings a conditioner's maps into a U-Net: set denoiser: unet and "
+        "conditioner: pyramid or anchored",
+    )
+    yield (
+        mixed and (model.control_planes > 0 or model.noises_condition),
+        f"mixer '{model.mixer}' is not of networks with control_planes, condition_noise or coarse: "
+        "leave them out",
+    )
+    yield (
+        mixed and model.kind not in ("diffusion", "discrete"),
+        f"mixer '{model.mixer}' is of a denoiser: set kind: diffusion or discrete",
+    )
+    yield (
+        model.mixer == "cross_attention"
+        and any(width % model.heads > 0 or width < 6 for width in model.features),
+        f"mixer 'cross_attention' needs features of at least 6 that heads, {model.heads}, divides",
+    )
+
+
 def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     """What cannot stand beside a further condition, each with the sentence for the user."""
     controlled = model.control_planes > 0

@@ -12,6 +12,7 @@ from medseg_diff.config.apart import (
     control_apart,
     discrete_apart,
     joint_apart,
+    mixer_apart,
     prior_apart,
 )
 from medseg_diff.config.base import Section
@@ -73,7 +74,7 @@ class ModelConfig(Section):
     features: tuple[int, ...] = Field(
         min_length=2, description="width of each level, finest first; dit: of each block, all equal"
     )
-    heads: int = Field(4, ge=1, description="dit: attention heads")
+    heads: int = Field(4, ge=1, description="dit, and mixer cross_attention: attention heads")
     token_size: int = Field(4, ge=1, description="dit: voxels of a token along each axis")
     blocks: tuple[int, ...] | None = Field(
         None, description="medsegdiff_v1: residual blocks of each level"
@@ -81,6 +82,11 @@ class ModelConfig(Section):
     transformer_blocks: int = Field(1, ge=1, description="medsegdiff_v2: SS-Former blocks")
     conditioner: Literal["none", "pyramid", "anchored", "medsegdiff_v1"] = "none"
     conditioner_features: tuple[int, ...] | None = None
+    mixer: Literal["add", "zero_convolution", "cross_attention"] = Field(
+        "add",
+        description="how the conditioner's maps enter a U-Net's levels: added, added through "
+        "convolutions that start at zero, or asked for by every position (cross-attention)",
+    )
     concat_image: bool = True
     time_channels: int = Field(128, ge=4, multiple_of=4)
     path: Literal["variance_preserving", "variance_exploding", "linear", "bridge"] = (
@@ -169,6 +175,7 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *mixer_apart(self),
             *noised_apart(self),
             *adversarial_apart(self),
             *prior_apart(self),

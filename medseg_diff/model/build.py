@@ -43,6 +43,7 @@ from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
 from medseg_diff.networks.dropout import ChannelDropout
+from medseg_diff.networks.entries import CrossAttention, zero_convolution
 from medseg_diff.networks.medsegdiff import (
     MedSegDiffV1Conditioner,
     MedSegDiffV1Denoiser,
@@ -50,7 +51,7 @@ from medseg_diff.networks.medsegdiff import (
 )
 from medseg_diff.networks.probabilistic import GaussianEncoder, LatentHead
 from medseg_diff.networks.transformer import DiffusionTransformer
-from medseg_diff.networks.unet import UNet
+from medseg_diff.networks.unet import Entry, UNet, summed
 
 
 def build_model(config: Config) -> SegmentationModel:
@@ -346,14 +347,25 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths,
         )
-    return (LevelledUNet if model.noises_condition else UNet)(
-        dims,
-        inputs,
-        outputs,
-        model.features,
+    given = None if model.conditioner == "none" else widths
+    kinds = (dims, inputs, outputs, model.features)
+    if model.noises_condition:
+        return LevelledUNet(*kinds, time_channels=model.time_channels, context_channels=given)
+    return UNet(
+        *kinds,
         time_channels=model.time_channels,
-        context_channels=None if model.conditioner == "none" else widths,
+        context_channels=given,
+        entry=build_entry(model),
     )
+
+
+def build_entry(model: ModelConfig) -> Entry:
+    """How a context's map enters a level of a U-Net."""
+    if model.mixer == "zero_convolution":
+        return zero_convolution
+    if model.mixer == "cross_attention":
+        return lambda dims, given, width: CrossAttention(width, given, model.heads)
+    return summed
 
 
 def blocks_of(model: ModelConfig) -> tuple[int, ...]:
