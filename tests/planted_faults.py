@@ -1154,6 +1154,19 @@ ENTRIES = [
     Fault("ceil_mode=True", "ceil_mode=False"),
     Fault("_tokens(self.norm_context, pooled)", "_tokens(self.norm_context, pooled) * 2"),
 ]
+DEPTHS = [
+    Fault("2 ** (deepest + 1 - depths)", "2 ** (deepest - depths + 2)"),
+    Fault("if level in shares:", "if False:"),
+    Fault("level -= 1", "level -= 0"),
+    Fault("2 ** (self.depths - 1 - depth)", "2**depth"),
+    Fault("(log_var / 2).exp()", "log_var.exp()"),
+    Fault("- log_var - 1", "- log_var"),
+    Fault("self._scaled(mean) for", "mean for"),
+    Fault(
+        "[self.squeeze[str(level)](passed[level])", "[self.squeeze[str(level)](passed[level] * 0)"
+    ),
+    Fault("deepest, *skips = self.split", "*skips, deepest = self.split"),
+]
 POSITIONS = [Fault("(torch.arange(n) + 0.5) - 0.5", "torch.arange(n)")]
 PLAN = [
     ("pacs/tls.py", "pacs/test_tls.py", TLS),
@@ -1211,6 +1224,7 @@ PLAN = [
     ("seeds.py", "test_seeds.py", SEEDS),
     ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
     ("networks/entries.py", "networks/test_entries.py", ENTRIES),
+    ("networks/depths.py", "networks/test_depths.py", DEPTHS),
     ("networks/positions.py", "networks/test_entries.py", POSITIONS),
     ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
     ("adaptation/rows/adversarial_output.py", "adaptation/test_companions.py", OUTPUT_JUDGE),

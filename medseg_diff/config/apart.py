@@ -129,6 +129,27 @@ def mixer_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     )
 
 
+def depths_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a latent of several depths, each with the sentence for the user."""
+    latent = model.latent
+    if latent is None or latent.depths == 1:
+        return
+    yield (
+        latent.of != "features" or latent.regulariser != "kl",
+        "latent.depths are of a segmenting network: set latent.of: features and regulariser: kl",
+    )
+    yield (
+        latent.depths > len(latent.features),
+        f"latent.depths {latent.depths} is more than the network's {len(latent.features)} levels: "
+        "give latent.features more widths",
+    )
+    yield (
+        latent.depths > len(model.features),
+        f"a denoiser of {len(model.features)} levels does not see a latent of {latent.depths} "
+        "depths whole: give features as many widths",
+    )
+
+
 def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     """What cannot stand beside a further condition, each with the sentence for the user."""
     controlled = model.control_planes > 0

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from medseg_diff.config.apart import (
     adversarial_apart,
     control_apart,
+    depths_apart,
     discrete_apart,
     joint_apart,
     mixer_apart,
@@ -42,6 +43,13 @@ class LatentConfig(Section):
     features: tuple[int, ...] = Field(
         (16, 32, 64), min_length=2, description="widths; each level after the first halves the size"
     )
+    depths: int = Field(
+        1,
+        ge=1,
+        description="of features: levels of the network, from the deepest on, whose maps the "
+        "latent holds; with more than one the decoder gets its skips from what is drawn, and as "
+        "many as there are levels are all of them",
+    )
     kl: float = Field(1e-4, ge=0, description="weight of the KL divergence")
     codes: int = Field(256, ge=2, description="entries of the VQ code book")
     steps: int = Field(300, ge=1, description="training steps of the first stage")
@@ -49,6 +57,11 @@ class LatentConfig(Section):
         1.0, ge=0, description="power of 1 / frequency by which rare classes count in cross-entropy"
     )
     end_to_end: bool = Field(False, description="train both parts together (LDSeg-like)")
+
+    @property
+    def state_channels(self) -> int:
+        """Channels of what is diffused."""
+        return self.channels * self.depths
 
 
 class AdversarialConfig(Section):
@@ -176,6 +189,7 @@ class ModelConfig(Section):
             *joint_apart(self),
             *control_apart(self),
             *mixer_apart(self),
+            *depths_apart(self),
             *noised_apart(self),
             *adversarial_apart(self),
             *prior_apart(self),

@@ -8,6 +8,7 @@ from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
 from medseg_diff.config import (
     AdversarialConfig,
     Config,
+    LatentConfig,
     ModelConfig,
     ObjectiveConfig,
     TaskConfig,
@@ -42,6 +43,7 @@ from medseg_diff.networks.autoencoder import ImageAutoencoder, MaskAutoencoder
 from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
+from medseg_diff.networks.depths import DepthsAutoencoder
 from medseg_diff.networks.dropout import ChannelDropout
 from medseg_diff.networks.entries import CrossAttention, zero_convolution
 from medseg_diff.networks.medsegdiff import (
@@ -77,7 +79,7 @@ def build_model(config: Config) -> SegmentationModel:
         return build_baseline(dims, planes, codec, model, config.objective)
     if model.latent is not None and isinstance(codec, ImageCodec):
         return build_latent_of_images(dims, planes, codec, config)
-    state = codec.channels if model.latent is None else model.latent.channels
+    state = codec.channels if model.latent is None else model.latent.state_channels
     parts = (
         build_denoiser(dims, planes, state, model),
         build_conditioner(dims, planes, codec.channels, model),
@@ -100,18 +102,20 @@ def build_model(config: Config) -> SegmentationModel:
     latent = model.latent
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
-    of_features = latent.of == "features"
-    autoencoder = MaskAutoencoder(
-        dims,
-        codec.channels,
-        latent.channels,
-        latent.features,
-        latent.regulariser,
-        latent.codes,
-        planes if of_features else None,
-    )
-    kind = FeatureModel if of_features else LatentModel
+    autoencoder = build_autoencoder(dims, planes, codec.channels, latent)
+    kind = FeatureModel if latent.of == "features" else LatentModel
     return kind(autoencoder, *parts[:3], codec, *parts[4:])
+
+
+def build_autoencoder(
+    dims: int, planes: int, classes: int, latent: LatentConfig
+) -> MaskAutoencoder:
+    """Network whose latent is diffused: of masks, or from an image to its mask."""
+    kinds = (dims, classes, latent.channels, latent.features)
+    if latent.depths > 1:
+        return DepthsAutoencoder(*kinds, latent.depths, planes)
+    seen = planes if latent.of == "features" else None
+    return MaskAutoencoder(*kinds, latent.regulariser, latent.codes, seen)
 
 
 def build_latent_of_images(
@@ -279,9 +283,9 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
         if model.latent is not None and model.latent.condition == "features":
-            return Pyramid(dims, model.latent.channels, widths)
+            return Pyramid(dims, model.latent.state_channels, widths)
         # Above a latent's grid the image has finer levels of its own, which the context skips.
-        finer = () if model.latent is None else model.latent.features[:-1]
+        finer = () if model.latent is None else model.latent.features[: -model.latent.depths]
         return Pyramid(dims, planes, (*finer, *widths), skip=len(finer))
     if model.conditioner == "anchored":
         return AnchoredPyramid(dims, planes, classes, widths)

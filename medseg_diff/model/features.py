@@ -10,6 +10,7 @@ Legend: B batch, C image channels, Z latent channels, *S voxels, *L the latent's
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,12 @@ class FeatureModel(LatentModel):
     Sampler ``anchor`` answers with the network's own mask, nothing diffused: what draws are
     compared with.
     """
+
+    @property
+    def noise_channels(self) -> int:
+        """Channels of fields from whose voxels the latent's noise is cut."""
+        voxels = self.autoencoder.factor**self.autoencoder.dims
+        return max(super().noise_channels, math.ceil(self.autoencoder.width / voxels))
 
     def loss(self, batch: Batch) -> Loss:
         """The stage's own loss: of masks, then of features under a changed condition."""
