@@ -1167,6 +1167,18 @@ DEPTHS = [
     ),
     Fault("deepest, *skips = self.split", "*skips, deepest = self.split"),
 ]
+CYCLE = [
+    Fault("distance(self.back(source_like), theirs)", "distance(source_like, theirs)"),
+    Fault("drawn(model, target_like, noises[1])", "drawn(model, target_like.detach(), noises[1])"),
+    Fault("drawn(model, target_like, noises[1])", "drawn(model, own, noises[1])"),
+    Fault("moments(target_like), moments(theirs)", "moments(target_like), moments(own)"),
+    Fault("APART + number", "APART"),
+    Fault("images(number)", "images(0)"),
+    Fault("axes = (0, *range(2, z.ndim))", "axes = tuple(range(2, z.ndim))"),
+    Fault(".square().mean(axes)", ".abs().mean(axes)"),
+    Fault("torch.ones(len(seen)", "0.5 * torch.ones(len(seen)"),
+    Fault("if model.first_stage:", "if False:"),
+]
 POSITIONS = [Fault("(torch.arange(n) + 0.5) - 0.5", "torch.arange(n)")]
 PLAN = [
     ("pacs/tls.py", "pacs/test_tls.py", TLS),
@@ -1224,6 +1236,7 @@ PLAN = [
     ("seeds.py", "test_seeds.py", SEEDS),
     ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
     ("networks/entries.py", "networks/test_entries.py", ENTRIES),
+    ("adaptation/cycle.py", "adaptation/test_cycle.py", CYCLE),
     ("networks/depths.py", "networks/test_depths.py", DEPTHS),
     ("networks/positions.py", "networks/test_entries.py", POSITIONS),
     ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
