@@ -71,6 +71,7 @@ ROWS = {
     "image_every_skip": merged(
         _latent("image", "strong", input_scale=0.2), {"model": {"latent": {"depths": 2}}}
     ),
+    "slice_position": _edges() | {"plan": {"slice_position": True}},
     "features_scaled": _latent("features", "strong", input_scale=0.2),
     "cycle_contrast": _latent("features", "strong", input_scale=0.2),
 }
@@ -117,13 +118,14 @@ def dice(run: Path, settings: dict[str, Any], cases: CaseList, folder: Path) -> 
 def trained(row: str, work: Work, seen: dict[str, CaseList]) -> Path:
     """The row's one training."""
     recipe = merged(RECIPES["feature_translation"](), ROWS[row])
-    drawn = sections(work.config, recipe, prediction={"draws": 1, "steps": 1})
+    changes = sections(work.config, recipe, prediction={"draws": 1, "steps": 1})
+    changes["plan"] = ROWS[row].get("plan", {})
     options = Options()
     if row in CYCLES:
         work = replace(work, target=seen[CYCLES[row]])
         target = work.unlabelled
         options = Options(companion=lambda config: FeatureCycle(target, config))
-    return work.train(row, seen["source"], options, **drawn)
+    return work.train(row, seen["source"], options, **changes)
 
 
 def main() -> None:

@@ -1179,6 +1179,13 @@ CYCLE = [
     Fault("torch.ones(len(seen)", "0.5 * torch.ones(len(seen)"),
     Fault("if model.first_stage:", "if False:"),
 ]
+COMPARE = [
+    Fault("set(assumed) - before.keys()", "set(assumed)"),
+    Fault("if pair[0] != pair[1]", "if None not in pair and pair[0] != pair[1]"),
+    Fault("exclude_defaults=True", "exclude_defaults=False"),
+    Fault('if not f"{k}.".startswith', "if not k.startswith"),
+    Fault("(before.keys() | now.keys())", "now.keys()"),
+]
 POSITIONS = [Fault("(torch.arange(n) + 0.5) - 0.5", "torch.arange(n)")]
 PLAN = [
     ("pacs/tls.py", "pacs/test_tls.py", TLS),
@@ -1237,6 +1244,7 @@ PLAN = [
     ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
     ("networks/entries.py", "networks/test_entries.py", ENTRIES),
     ("adaptation/cycle.py", "adaptation/test_cycle.py", CYCLE),
+    ("config/compare.py", "test_config_compare.py", COMPARE),
     ("networks/depths.py", "networks/test_depths.py", DEPTHS),
     ("networks/positions.py", "networks/test_entries.py", POSITIONS),
     ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),

@@ -103,8 +103,11 @@ def build_model(config: Config) -> SegmentationModel:
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
     autoencoder = build_autoencoder(dims, planes, codec.channels, latent)
-    kind = FeatureModel if latent.of == "features" else LatentModel
-    return kind(autoencoder, *parts[:3], codec, *parts[4:])
+    if latent.of == "mask":
+        return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+    made = FeatureModel(autoencoder, *parts[:3], codec, *parts[4:])
+    made.planes = config.task.image_planes
+    return made
 
 
 def build_autoencoder(

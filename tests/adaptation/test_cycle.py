@@ -119,7 +119,9 @@ def test_codes_that_can_be_undone_are_not_told_from_the_right_one(
     assert found["moments"].item() > 1e-3
 
 
-def test_losses_follow_from_the_number_and_teach_all_but_the_frozen_network(work: Work):
+def test_losses_follow_from_the_number_and_teach_all_but_the_frozen_network(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+):
     config = config_of(work)
     torch.manual_seed(1)
     companion, model = FeatureCycle(work.unlabelled, config), features(config)
@@ -127,6 +129,12 @@ def test_losses_follow_from_the_number_and_teach_all_but_the_frozen_network(work
     assert all(first[name].item() == again[name].item() for name in first)
     assert any(first[name].item() != other[name].item() for name in first)
     torch.stack(list(first.values())).sum().backward()
+    # Of the same crops too: noise has the number in it.
+    images = companion.crops.images(2)
+    monkeypatch.setattr(companion.crops, "images", lambda number: images)
+    alike, noised = (companion.losses(model, batch(), n, {}) for n in (2, 3))
+    assert alike["cycle_source"].item() == first["cycle_source"].item()
+    assert noised["cycle_source"].item() != first["cycle_source"].item()
     for part in (model.denoiser, model.conditioner, companion):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
     assert all(p.grad is None for p in model.autoencoder.parameters())
