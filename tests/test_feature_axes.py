@@ -156,6 +156,7 @@ def test_widths_choose_the_depth_of_the_latent():
         ),
         ({"mixer": "cross_attention", "heads": 3}, "heads, 3, divides"),
         ({"mixer": "cross_attention", "features": [4, 8]}, "at least 6"),
+        ({"mixer": "cross_attention", "conditioner_features": [8, 5]}, "at least 6"),
         ({"mixer": "zero_convolution", "conditioner": "none"}, "set denoiser: unet"),
         ({"mixer": "add", "conditioner": "none"}, None),
     ],

@@ -122,10 +122,12 @@ def mixer_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         mixed and model.kind not in ("diffusion", "discrete"),
         f"mixer '{model.mixer}' is of a denoiser: set kind: diffusion or discrete",
     )
+    asked, seen = model.features, model.conditioner_features or model.features
     yield (
         model.mixer == "cross_attention"
-        and any(width % model.heads > 0 or width < 6 for width in model.features),
-        f"mixer 'cross_attention' needs features of at least 6 that heads, {model.heads}, divides",
+        and (any(width % model.heads > 0 for width in asked) or min(*asked, *seen) < 6),
+        f"mixer 'cross_attention' needs features that heads, {model.heads}, divides, and at least "
+        "6 channels of them and of conditioner_features, which say where a voxel lies",
     )
 
 
