@@ -1,20 +1,28 @@
 """What each lever of latent feature translation does, on validation cases alone.
 
-    python benchmarks/feature_levers.py --out runs/feature_levers [--rows edges_plain ...]
+    python benchmarks/feature_levers.py --out runs/feature_levers [--rows every_skip ...]
+        [--ways "one step" ...]
 
 Hippocampus slices (`datasets/hippocampus`, see data_prep/hippocampus.py), 600 steps a training, of
 which 200 go to the segmenting network; Dice of 12 validation cases as they are, under the frozen
-contrast inversion and under low field. Nothing here looks at a test case.
+contrast inversion and under low field. Nothing here looks at a test case. One training a row; a
+second call takes up what the first has done, trainings in their middle too.
+
+Rows from `cross_attention` on change one thing of `edges_scaled`, but for `image_every_skip`, which
+does of `image_scaled`, and `cycle_contrast`: features as condition, with target crops of the
+contrast inversion's training scans without masks, of the second domain alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tables import markdown
 
+from medseg_diff.adaptation.cycle import FeatureCycle
 from medseg_diff.adaptation.definition import Domain, Experiment
 from medseg_diff.adaptation.experiment import domain_cases
 from medseg_diff.adaptation.source_diffusion import sections
@@ -26,6 +34,7 @@ from medseg_diff.data.prepare import prepare
 from medseg_diff.evaluation.masks import score_part
 from medseg_diff.inference.predictor import checked, load
 from medseg_diff.recipes import RECIPES
+from medseg_diff.training.fit import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "slices_unet.yaml"
@@ -40,13 +49,34 @@ def _latent(condition: str, change: str, **model: Any) -> dict[str, Any]:
     return {"model": {"latent": {"condition": condition, "change": change, "steps": 200}, **model}}
 
 
+def _edges(**model: Any) -> dict[str, Any]:
+    return merged(_latent("edges", "none", input_scale=0.2), {"model": model})
+
+
 ROWS = {
     "edges_strong": _latent("edges", "strong", input_scale=1.0),
     "edges_plain": _latent("edges", "none", input_scale=1.0),
     "edges_scaled": _latent("edges", "none", input_scale=0.2),
     "image_strong": _latent("image", "strong", input_scale=1.0),
     "image_scaled": _latent("image", "strong", input_scale=0.2),
+    "cross_attention": _edges(mixer="cross_attention"),
+    "zero_convolution": _edges(mixer="zero_convolution"),
+    # The latent on a quarter and an eighth of the grid.
+    "three_levels": _edges(latent={"features": [16, 32, 64]}),
+    "four_levels": _edges(latent={"features": [16, 32, 64, 64]}),
+    # Two depths and no skip at full resolution; all depths of two and of three.
+    "two_of_three_depths": _edges(latent={"features": [16, 32, 64], "depths": 2}),
+    "every_skip": _edges(latent={"depths": 2}),
+    "every_skip_of_three": _edges(latent={"features": [16, 32, 64], "depths": 3}),
+    "image_every_skip": merged(
+        _latent("image", "strong", input_scale=0.2), {"model": {"latent": {"depths": 2}}}
+    ),
+    "slice_position": _edges() | {"plan": {"slice_position": True}},
+    "features_scaled": _latent("features", "strong", input_scale=0.2),
+    "cycle_contrast": _latent("features", "strong", input_scale=0.2),
 }
+# Rows with a companion, and the domain whose training scans it is shown.
+CYCLES = {"cycle_contrast": "contrast"}
 # The segmenting network alone; one step; ten steps, three draws; its own features, noised to t.
 WAYS: dict[str, dict[str, Any]] = {
     "network alone": {"sampler": "anchor"},
@@ -85,6 +115,19 @@ def dice(run: Path, settings: dict[str, Any], cases: CaseList, folder: Path) -> 
     return float(score_part(folder, chosen, part="validation")["dice"].mean())
 
 
+def trained(row: str, work: Work, seen: dict[str, CaseList]) -> Path:
+    """The row's one training."""
+    recipe = merged(RECIPES["feature_translation"](), ROWS[row])
+    changes = sections(work.config, recipe, prediction={"draws": 1, "steps": 1})
+    changes["plan"] = ROWS[row].get("plan", {})
+    options = Options()
+    if row in CYCLES:
+        work = replace(work, target=seen[CYCLES[row]])
+        target = work.unlabelled
+        options = Options(companion=lambda config: FeatureCycle(target, config))
+    return work.train(row, seen["source"], options, **changes)
+
+
 def main() -> None:
     """Train every row, draw every way, print the table."""
     parser = argparse.ArgumentParser(
@@ -92,16 +135,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     given = parser.parse_args()
     seen = domains(given.out)
     config = prepare(load_config(CONFIG, (*SET, f"data.cases={seen['source'].root}")))[0]
     work = Work(config, seen["source"], seen["source"], given.out / "seed0", given.out / "own")
     lines = []
     for row in given.rows:
-        recipe = merged(RECIPES["feature_translation"](), ROWS[row])
-        drawn = sections(config, recipe, prediction={"draws": 1, "steps": 1})
-        run = work.train(row, seen["source"], **drawn)
-        for way, settings in WAYS.items():
+        run = trained(row, work, seen)
+        for way in given.ways:
+            settings = WAYS[way]
             line = {"row": row, "way": way}
             for name, cases in seen.items():
                 place = given.out / "predictions" / row / way.replace(" ", "_") / name

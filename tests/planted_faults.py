@@ -1145,6 +1145,48 @@ TLS = [
     Fault("if self.own is not None:", "if False:"),
     Fault("except ssl.SSLCertVerificationError as error:", "except ZeroDivisionError as error:"),
 ]  # fmt: skip
+ENTRIES = [
+    Fault("nn.init.zeros_(layer.weight)", "nn.init.ones_(layer.weight)"),
+    Fault("_places(x, 1, shared)", "_places(x, 2, shared)"),
+    Fault("_places(pooled, block, shared)", "_places(pooled, 1, shared)"),
+    Fault("asked, known, seen, need", "asked, seen, seen, need"),
+    Fault("SEEN ** (1 / axes)", "SEEN ** (1 / 2)"),
+    Fault("ceil_mode=True", "ceil_mode=False"),
+    Fault("_tokens(self.norm_context, pooled)", "_tokens(self.norm_context, pooled) * 2"),
+]
+DEPTHS = [
+    Fault("2 ** (deepest + 1 - depths)", "2 ** (deepest - depths + 2)"),
+    Fault("if level in shares:", "if False:"),
+    Fault("level -= 1", "level -= 0"),
+    Fault("2 ** (self.depths - 1 - depth)", "2**depth"),
+    Fault("(log_var / 2).exp()", "log_var.exp()"),
+    Fault("- log_var - 1", "- log_var"),
+    Fault("self._scaled(mean) for", "mean for"),
+    Fault(
+        "[self.squeeze[str(level)](passed[level])", "[self.squeeze[str(level)](passed[level] * 0)"
+    ),
+    Fault("deepest, *skips = self.split", "*skips, deepest = self.split"),
+]
+CYCLE = [
+    Fault("distance(self.back(source_like), theirs)", "distance(source_like, theirs)"),
+    Fault("drawn(model, target_like, noises[1])", "drawn(model, target_like.detach(), noises[1])"),
+    Fault("drawn(model, target_like, noises[1])", "drawn(model, own, noises[1])"),
+    Fault("moments(target_like), moments(theirs)", "moments(target_like), moments(own)"),
+    Fault("APART + number", "APART"),
+    Fault("images(number)", "images(0)"),
+    Fault("axes = (0, *range(2, z.ndim))", "axes = tuple(range(2, z.ndim))"),
+    Fault(".square().mean(axes)", ".abs().mean(axes)"),
+    Fault("torch.ones(len(seen)", "0.5 * torch.ones(len(seen)"),
+    Fault("if model.first_stage:", "if False:"),
+]
+COMPARE = [
+    Fault("set(assumed) - before.keys()", "set(assumed)"),
+    Fault("if pair[0] != pair[1]", "if None not in pair and pair[0] != pair[1]"),
+    Fault("exclude_defaults=True", "exclude_defaults=False"),
+    Fault('if not f"{k}.".startswith', "if not k.startswith"),
+    Fault("(before.keys() | now.keys())", "now.keys()"),
+]
+POSITIONS = [Fault("(torch.arange(n) + 0.5) - 0.5", "torch.arange(n)")]
 PLAN = [
     ("pacs/tls.py", "pacs/test_tls.py", TLS),
     ("diffusion/paths.py", "diffusion/test_paths.py diffusion/test_reverse_step.py", PATHS),
@@ -1204,6 +1246,11 @@ PLAN = [
     ("metrics/statistics.py", "metrics/test_statistics.py", STATISTICS),
     ("metrics/seeds.py", "metrics/test_seeds.py", SEEDS),
     ("model/evidence.py", "adaptation/test_evidence.py", EVIDENCE),
+    ("networks/entries.py", "networks/test_entries.py", ENTRIES),
+    ("adaptation/cycle.py", "adaptation/test_cycle.py", CYCLE),
+    ("config/compare.py", "config/test_compare.py", COMPARE),
+    ("networks/depths.py", "networks/test_depths.py", DEPTHS),
+    ("networks/positions.py", "networks/test_entries.py", POSITIONS),
     ("adaptation/rows/mean_teacher.py", "adaptation/test_companions.py", MEAN_TEACHER),
     ("adaptation/rows/adversarial_output.py", "adaptation/test_companions.py", OUTPUT_JUDGE),
     ("adaptation/scans.py", "adaptation/test_companions.py", CROPS),

@@ -23,7 +23,7 @@ from medseg_diff.adaptation import rows as methods
 from medseg_diff.adaptation.definition import Domain, Experiment, listed_cases
 from medseg_diff.adaptation.work import Adapted, Work
 from medseg_diff.batch.run import Case, predict_many
-from medseg_diff.config import Config, load_config
+from medseg_diff.config import Config, compare, load_config
 from medseg_diff.data.caselist import CaseList, Part
 from medseg_diff.data.derived import derive, shifted
 from medseg_diff.data.frozen_shifts import load_shifts
@@ -122,7 +122,7 @@ def _row(
     stamp = file.with_suffix(".json")
     key = _row_key(experiment, domain, row, work)
     if stamp.is_file() and file.is_file():
-        if json.loads(stamp.read_text(encoding="utf-8"))["key"] != key:
+        if not _same_row(json.loads(stamp.read_text(encoding="utf-8"))["key"], key, work.config):
             raise UsageError(
                 "the row was made with other settings", file=file, remedy="give a new --out"
             )
@@ -195,6 +195,13 @@ def _row_key(experiment: Experiment, domain: Domain, row: str, work: Work) -> Ma
     }
     found: Mapping[str, Any] = json.loads(json.dumps(key))
     return found
+
+
+def _same_row(before: Mapping[str, Any], now: Mapping[str, Any], config: Config) -> bool:
+    """Whether a stored key is a row's own, but for keys of ``config`` that are younger than it."""
+    known, asked = dict(before), dict(now)
+    there, here = (compare.flat(key.pop("config")) for key in (known, asked))
+    return known == asked and not compare.changed(there, here, compare.defaults(config))
 
 
 def _domain_key(domain: Domain, cases: CaseList) -> Mapping[str, Any]:

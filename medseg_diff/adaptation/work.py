@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg_diff import io
-from medseg_diff.checkpoint import CHECKPOINTS
-from medseg_diff.config import Config, merged
+from medseg_diff.checkpoint import CHECKPOINTS, CONFIG
+from medseg_diff.config import Config, compare, merged
 from medseg_diff.data.caselist import Case, CaseList, save_caselist
 from medseg_diff.errors import UsageError
 from medseg_diff.files import atomic_text
@@ -129,11 +130,10 @@ class Work:
         data = {**changes.get("data", {}), **listing}
         keys = merged(self.config.model_dump(mode="json"), {**changes, "data": data, "name": name})
         config = Config.model_validate(keys)
-        key = _training_key(config, cases)
         done = run / DONE
         if done.is_file():
             known = json.loads(done.read_text(encoding="utf-8"))
-            if known["key"] != key:
+            if not _same_training(known, run, config, cases):
                 raise UsageError(
                     "was trained with other settings",
                     file=run,
@@ -145,7 +145,8 @@ class Work:
                 shutil.rmtree(run, ignore_errors=True)
             fit(config, run, replace(options, resume=resume))
             # The log knows the steps before a stop, too.
-            known = {"key": key, "seconds": float(pd.read_csv(run / "log.csv")["seconds"].sum())}
+            seconds = float(pd.read_csv(run / "log.csv")["seconds"].sum())
+            known = {**_training(config, cases), "seconds": seconds}
             atomic_text(done, json.dumps(known, indent=1) + "\n")
         self.seconds += known["seconds"]
         self.trainings.append(name)
@@ -158,8 +159,32 @@ def images_of(cases: CaseList) -> Iterator[Array]:
         yield np.asarray(io.read_channels(cases.channel_paths(case)), dtype=np.float32)
 
 
-def _training_key(config: Config, cases: CaseList) -> str:
-    keys = config.model_dump(mode="json")
-    keys.pop("data")
-    listed = [[c.case, c.part, sorted(c.channels.items()), list(c.references)] for c in cases.cases]
-    return hashlib.sha256(json.dumps([keys, listed], sort_keys=True).encode()).hexdigest()[:16]
+def _training(config: Config, cases: CaseList) -> dict[str, Any]:
+    """What a training is known by; its lists may move."""
+    return {
+        "settings": compare.settings(config, ["data"]),
+        "cases": _digest(_listed(cases)),
+    }
+
+
+def _same_training(known: Mapping[str, Any], run: Path, config: Config, cases: CaseList) -> bool:
+    """Whether what ``done.json`` holds is this training."""
+    now = _training(config, cases)
+    if "key" in known:
+        # Older versions wrote a hash of settings and cases alone, but the run holds its settings.
+        file = run / CONFIG
+        keys = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        keys.pop("data", None)
+        if known["key"] != _digest([keys, _listed(cases)]):
+            return False
+        known = {"settings": compare.flat(keys), "cases": now["cases"]}
+    differing = compare.changed(known["settings"], now["settings"], compare.defaults(config))
+    return not differing and known["cases"] == now["cases"]
+
+
+def _listed(cases: CaseList) -> list[Any]:
+    return [[c.case, c.part, sorted(c.channels.items()), list(c.references)] for c in cases.cases]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

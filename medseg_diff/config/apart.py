@@ -105,6 +105,53 @@ def prior_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     )
 
 
+def mixer_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a mixer other than the sum, each with the sentence for the user."""
+    mixed = model.mixer != "add"
+    yield (
+        mixed and (model.denoiser != "unet" or model.conditioner in ("none", "medsegdiff_v1")),
+        f"mixer '{model.mixer}' brings a conditioner's maps into a U-Net: set denoiser: unet and "
+        "conditioner: pyramid or anchored",
+    )
+    yield (
+        mixed and (model.control_planes > 0 or model.noises_condition),
+        f"mixer '{model.mixer}' is not of networks with control_planes, condition_noise or coarse: "
+        "leave them out",
+    )
+    yield (
+        mixed and model.kind not in ("diffusion", "discrete"),
+        f"mixer '{model.mixer}' is of a denoiser: set kind: diffusion or discrete",
+    )
+    asked, seen = model.features, model.conditioner_features or model.features
+    yield (
+        model.mixer == "cross_attention"
+        and (any(width % model.heads > 0 for width in asked) or min(*asked, *seen) < 6),
+        f"mixer 'cross_attention' needs features that heads, {model.heads}, divides, and at least "
+        "6 channels of them and of conditioner_features, which say where a voxel lies",
+    )
+
+
+def depths_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
+    """What cannot stand beside a latent of several depths, each with the sentence for the user."""
+    latent = model.latent
+    if latent is None or latent.depths == 1:
+        return
+    yield (
+        latent.of != "features" or latent.regulariser != "kl",
+        "latent.depths are of a segmenting network: set latent.of: features and regulariser: kl",
+    )
+    yield (
+        latent.depths > len(latent.features),
+        f"latent.depths {latent.depths} is more than the network's {len(latent.features)} levels: "
+        "give latent.features more widths",
+    )
+    yield (
+        latent.depths > len(model.features),
+        f"a denoiser of {len(model.features)} levels does not see a latent of {latent.depths} "
+        "depths whole: give features as many widths",
+    )
+
+
 def control_apart(model: ModelConfig) -> Iterator[tuple[bool, str]]:
     """What cannot stand beside a further condition, each with the sentence for the user."""
     controlled = model.control_planes > 0

@@ -40,6 +40,18 @@ def contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         "model.control_planes and training.lora each train their own part of a frozen base: leave "
         "one out",
     )
+    others = (model.joint, model.noises_condition, model.control_planes > 0, model.prior)
+    yield (
+        config.plan.slice_position
+        and (
+            config.plan.spatial_dims == 3
+            or any(others)
+            or model.adversarial is not None
+            or (config.task is not None and config.task.target is not None)
+        ),
+        "plan.slice_position is for segmenting slice by slice in 2-D, with the image as condition "
+        "alone: leave it out",
+    )
     yield from beside_noised_condition(config)
     yield from beside_restoration(config)
     if config.training.reflow_from is not None:

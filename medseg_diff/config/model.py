@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 from medseg_diff.config.apart import (
     adversarial_apart,
     control_apart,
+    depths_apart,
     discrete_apart,
     joint_apart,
+    mixer_apart,
     prior_apart,
 )
 from medseg_diff.config.base import Section
@@ -41,6 +43,13 @@ class LatentConfig(Section):
     features: tuple[int, ...] = Field(
         (16, 32, 64), min_length=2, description="widths; each level after the first halves the size"
     )
+    depths: int = Field(
+        1,
+        ge=1,
+        description="of features: levels of the network, from the deepest on, whose maps the "
+        "latent holds; with more than one the decoder gets its skips from what is drawn, and as "
+        "many as there are levels are all of them",
+    )
     kl: float = Field(1e-4, ge=0, description="weight of the KL divergence")
     codes: int = Field(256, ge=2, description="entries of the VQ code book")
     steps: int = Field(300, ge=1, description="training steps of the first stage")
@@ -48,6 +57,11 @@ class LatentConfig(Section):
         1.0, ge=0, description="power of 1 / frequency by which rare classes count in cross-entropy"
     )
     end_to_end: bool = Field(False, description="train both parts together (LDSeg-like)")
+
+    @property
+    def state_channels(self) -> int:
+        """Channels of what is diffused."""
+        return self.channels * self.depths
 
 
 class AdversarialConfig(Section):
@@ -73,7 +87,7 @@ class ModelConfig(Section):
     features: tuple[int, ...] = Field(
         min_length=2, description="width of each level, finest first; dit: of each block, all equal"
     )
-    heads: int = Field(4, ge=1, description="dit: attention heads")
+    heads: int = Field(4, ge=1, description="dit, and mixer cross_attention: attention heads")
     token_size: int = Field(4, ge=1, description="dit: voxels of a token along each axis")
     blocks: tuple[int, ...] | None = Field(
         None, description="medsegdiff_v1: residual blocks of each level"
@@ -81,6 +95,11 @@ class ModelConfig(Section):
     transformer_blocks: int = Field(1, ge=1, description="medsegdiff_v2: SS-Former blocks")
     conditioner: Literal["none", "pyramid", "anchored", "medsegdiff_v1"] = "none"
     conditioner_features: tuple[int, ...] | None = None
+    mixer: Literal["add", "zero_convolution", "cross_attention"] = Field(
+        "add",
+        description="how the conditioner's maps enter a U-Net's levels: added, added through "
+        "convolutions that start at zero, or asked for by every position (cross-attention)",
+    )
     concat_image: bool = True
     time_channels: int = Field(128, ge=4, multiple_of=4)
     path: Literal["variance_preserving", "variance_exploding", "linear", "bridge"] = (
@@ -169,6 +188,8 @@ class ModelConfig(Section):
             *discrete_apart(self),
             *joint_apart(self),
             *control_apart(self),
+            *mixer_apart(self),
+            *depths_apart(self),
             *noised_apart(self),
             *adversarial_apart(self),
             *prior_apart(self),

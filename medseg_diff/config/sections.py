@@ -90,6 +90,11 @@ class PlanConfig(Section):
         description="further input channels: each voxel's place in the scan, -1 to 1 along every "
         "axis (CoordConv, arXiv 1807.03247), for structures known by where they lie",
     )
+    slice_position: bool = Field(
+        False,
+        description="2-D: one further input channel, the slice's place along the axis that is "
+        "sliced, -1 to 1 over the scan",
+    )
     memory_gb: float | None = Field(
         None, gt=0, description="memory that one training step may take; half of what is free"
     )
@@ -239,14 +244,14 @@ class Config(Section):
     @property
     def input_planes(self) -> int:
         """Channels of the network's image input: images, or a prior's label map (as one), a hole's
-        place, coordinates.
+        place, the slice's place, coordinates.
         """
         if self.task is None or self.plan.spatial_dims is None:
             raise ValueError("the configuration is not complete: task and plan come from the data")
         places = self.plan.spatial_dims if self.plan.coordinates else 0
         hole = self.restoration is not None and self.restoration.kind == "inpainting"
         seen = {None: self.task.image_planes, "mask": 1, "unconditional": 0}[self.model.prior]
-        return seen + int(hole) + places
+        return seen + int(hole) + int(self.plan.slice_position) + places
 
     def to_yaml(self) -> str:
         """YAML text that :func:`parse_config` turns back into an equal configuration."""

@@ -218,7 +218,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
             image, label = shown, image.clip(-1, 1)
         elif self.config.restoration is not None:
             image = training_source(label, self.config.restoration, rng)
-        start = [int(c) - n // 2 for c, n in zip(centre, self.patch, strict=False)]
+        patch = (*self.patch, 1)[:3]
+        start = [int(c) - n // 2 for c, n in zip(centre, patch, strict=True)]
         image = network_input(image, self.config.plan, start, case["image"].shape[1:])
         noise = rng.standard_normal((self.state_channels, *self.patch), dtype=np.float32)
         if not self.translates and self.prior is None:

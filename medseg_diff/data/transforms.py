@@ -175,27 +175,31 @@ def network_input(
     start: Sequence[int] = (0, 0, 0),
     shape: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """A normalised image or a piece of it (C, *S), with its coordinates where the plan has them.
+    """A normalised image or a piece of it (C, *S), with its place where the plan has it.
 
     Args:
         image: Piece of a scan on the model grid; three spatial axes, or two for a 2-D patch.
-        plan: Says whether there are coordinates.
+        plan: Says whether there are coordinates, and a slice's place.
         start: Voxel of the scan at which the piece begins; may be negative.
         shape: The scan's voxels; None if the piece is the whole scan.
 
     Returns:
-        (C + D, *S): the last D channels run from -1 to 1 over the scan along its first D axes.
+        (C + D, *S): the last D channels run from -1 to 1 over the scan, along its third axis (a
+        slice's place) first and then along the axes of the network.
     """
-    if not plan.coordinates or plan.spatial_dims is None:
+    axes = [2] if plan.slice_position else []
+    axes += range(plan.spatial_dims or 0) if plan.coordinates else []
+    if not axes:
         return image
-    size = image.shape[1:]
+    # A 2-D patch is one slice of the three axes that its start and the scan's shape have.
+    size = (*image.shape[1:], 1)[:3]
     whole = size if shape is None else shape
-    places = [
-        ((np.arange(size[axis]) + start[axis] + 0.5) / whole[axis] * 2 - 1).astype(np.float32)
-        for axis in range(plan.spatial_dims)
-    ]
-    grids = np.meshgrid(*places, *(np.zeros(n) for n in size[plan.spatial_dims :]), indexing="ij")
-    return np.concatenate([image, np.stack(grids[: plan.spatial_dims]).astype(np.float32)])
+    planes = []
+    for axis in axes:
+        along = (np.arange(size[axis]) + start[axis] + 0.5) / whole[axis] * 2 - 1
+        line = along.reshape([-1 if axis == other else 1 for other in range(3)])
+        planes.append(np.broadcast_to(line, size).reshape(image.shape[1:]))
+    return np.concatenate([image, np.stack(planes).astype(np.float32)])
 
 
 def _normalise_channel(values: NDArray[np.float32], spec: Normalisation) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from medseg_diff.codecs import Codec, ImageCodec, OneHotCodec
 from medseg_diff.config import (
     AdversarialConfig,
     Config,
+    LatentConfig,
     ModelConfig,
     ObjectiveConfig,
     TaskConfig,
@@ -42,7 +43,9 @@ from medseg_diff.networks.autoencoder import ImageAutoencoder, MaskAutoencoder
 from medseg_diff.networks.cascade import CoarseSegmenter, LevelledUNet
 from medseg_diff.networks.conditioners import AnchoredPyramid, Pyramid
 from medseg_diff.networks.controlnet import ControlledUNet, FirstPlanes
+from medseg_diff.networks.depths import DepthsAutoencoder
 from medseg_diff.networks.dropout import ChannelDropout
+from medseg_diff.networks.entries import CrossAttention, zero_convolution
 from medseg_diff.networks.medsegdiff import (
     MedSegDiffV1Conditioner,
     MedSegDiffV1Denoiser,
@@ -50,7 +53,7 @@ from medseg_diff.networks.medsegdiff import (
 )
 from medseg_diff.networks.probabilistic import GaussianEncoder, LatentHead
 from medseg_diff.networks.transformer import DiffusionTransformer
-from medseg_diff.networks.unet import UNet
+from medseg_diff.networks.unet import Entry, UNet, summed
 
 
 def build_model(config: Config) -> SegmentationModel:
@@ -76,7 +79,7 @@ def build_model(config: Config) -> SegmentationModel:
         return build_baseline(dims, planes, codec, model, config.objective)
     if model.latent is not None and isinstance(codec, ImageCodec):
         return build_latent_of_images(dims, planes, codec, config)
-    state = codec.channels if model.latent is None else model.latent.channels
+    state = codec.channels if model.latent is None else model.latent.state_channels
     parts = (
         build_denoiser(dims, planes, state, model),
         build_conditioner(dims, planes, codec.channels, model),
@@ -99,18 +102,23 @@ def build_model(config: Config) -> SegmentationModel:
     latent = model.latent
     if not isinstance(codec, OneHotCodec):
         raise ValueError("a latent model makes masks")
-    of_features = latent.of == "features"
-    autoencoder = MaskAutoencoder(
-        dims,
-        codec.channels,
-        latent.channels,
-        latent.features,
-        latent.regulariser,
-        latent.codes,
-        planes if of_features else None,
-    )
-    kind = FeatureModel if of_features else LatentModel
-    return kind(autoencoder, *parts[:3], codec, *parts[4:])
+    autoencoder = build_autoencoder(dims, planes, codec.channels, latent)
+    if latent.of == "mask":
+        return LatentModel(autoencoder, *parts[:3], codec, *parts[4:])
+    made = FeatureModel(autoencoder, *parts[:3], codec, *parts[4:])
+    made.planes = config.task.image_planes
+    return made
+
+
+def build_autoencoder(
+    dims: int, planes: int, classes: int, latent: LatentConfig
+) -> MaskAutoencoder:
+    """Network whose latent is diffused: of masks, or from an image to its mask."""
+    kinds = (dims, classes, latent.channels, latent.features)
+    if latent.depths > 1:
+        return DepthsAutoencoder(*kinds, latent.depths, planes)
+    seen = planes if latent.of == "features" else None
+    return MaskAutoencoder(*kinds, latent.regulariser, latent.codes, seen)
 
 
 def build_latent_of_images(
@@ -278,9 +286,9 @@ def build_conditioner(dims: int, planes: int, classes: int, model: ModelConfig) 
     widths = model.conditioner_features or model.features
     if model.conditioner == "pyramid":
         if model.latent is not None and model.latent.condition == "features":
-            return Pyramid(dims, model.latent.channels, widths)
+            return Pyramid(dims, model.latent.state_channels, widths)
         # Above a latent's grid the image has finer levels of its own, which the context skips.
-        finer = () if model.latent is None else model.latent.features[:-1]
+        finer = () if model.latent is None else model.latent.features[: -model.latent.depths]
         return Pyramid(dims, planes, (*finer, *widths), skip=len(finer))
     if model.conditioner == "anchored":
         return AnchoredPyramid(dims, planes, classes, widths)
@@ -346,14 +354,25 @@ def build_denoiser(dims: int, planes: int, state: int, model: ModelConfig) -> nn
             time_channels=model.time_channels,
             context_channels=None if model.conditioner == "none" else widths,
         )
-    return (LevelledUNet if model.noises_condition else UNet)(
-        dims,
-        inputs,
-        outputs,
-        model.features,
+    given = None if model.conditioner == "none" else widths
+    kinds = (dims, inputs, outputs, model.features)
+    if model.noises_condition:
+        return LevelledUNet(*kinds, time_channels=model.time_channels, context_channels=given)
+    return UNet(
+        *kinds,
         time_channels=model.time_channels,
-        context_channels=None if model.conditioner == "none" else widths,
+        context_channels=given,
+        entry=build_entry(model),
     )
+
+
+def build_entry(model: ModelConfig) -> Entry:
+    """How a context's map enters a level of a U-Net."""
+    if model.mixer == "zero_convolution":
+        return zero_convolution
+    if model.mixer == "cross_attention":
+        return lambda dims, given, width: CrossAttention(width, given, model.heads)
+    return summed
 
 
 def blocks_of(model: ModelConfig) -> tuple[int, ...]:

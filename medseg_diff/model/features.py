@@ -10,6 +10,7 @@ Legend: B batch, C image channels, Z latent channels, *S voxels, *L the latent's
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +48,15 @@ class FeatureModel(LatentModel):
     compared with.
     """
 
+    # Channels of the image; those after them say where a voxel lies, and no look changes that.
+    planes: int | None = None
+
+    @property
+    def noise_channels(self) -> int:
+        """Channels of fields from whose voxels the latent's noise is cut."""
+        voxels = self.autoencoder.factor**self.autoencoder.dims
+        return max(super().noise_channels, math.ceil(self.autoencoder.width / voxels))
+
     def loss(self, batch: Batch) -> Loss:
         """The stage's own loss: of masks, then of features under a changed condition."""
         noise = self.noise_on_grid(batch.noise)
@@ -67,7 +77,7 @@ class FeatureModel(LatentModel):
             return Encoded(image, z=z)
         shown = image
         if self.latent.condition == "edges":
-            shown = edges(image)
+            shown = torch.cat([edges(image[:, : self.planes]), self._places(image)], 1)
         elif self.latent.condition == "features" and z is not None:
             shown = z
         return Encoded(image, self.conditioner(shown).features, z=z)
@@ -106,8 +116,13 @@ class FeatureModel(LatentModel):
         made = []
         for image, coin in zip(batch.image, batch.coins[:, 0].tolist(), strict=True):
             random = np.random.RandomState(int(coin * 2**32))
-            made.append(strongly_changed(image.cpu(), random).to(batch.image))
-        return torch.stack(made)
+            changed = strongly_changed(image[: self.planes].cpu(), random)
+            made.append(changed.to(batch.image))
+        return torch.cat([torch.stack(made), self._places(batch.image)], 1)
+
+    def _places(self, image: Tensor) -> Tensor:
+        """What of an image (B, C + D, *S) is no image: (B, D, *S), often without a channel."""
+        return image[:, image.shape[1] if self.planes is None else self.planes :]
 
 
 def edges(image: Tensor) -> Tensor:

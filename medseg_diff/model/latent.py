@@ -19,7 +19,7 @@ from medseg_diff.diffusion.samplers import FreshNoise
 from medseg_diff.diffusion.time_laws import TimeLaw
 from medseg_diff.model.base import Estimate, Loss, Sampling, mask_losses, total
 from medseg_diff.model.diffusion import DiffusionModel
-from medseg_diff.networks.autoencoder import MaskAutoencoder, latent_noise
+from medseg_diff.networks.autoencoder import MaskAutoencoder
 from medseg_diff.networks.conditioners import Context
 
 # A standardised latent hardly reaches beyond: estimates from noise are kept inside.
@@ -104,7 +104,7 @@ class LatentModel(DiffusionModel):
 
     def noise_on_grid(self, noise: Tensor) -> Tensor:
         """Noise (B, Z, *L) from a voxel field (B, K, *S)."""
-        return latent_noise(noise, self.latent.channels, self.autoencoder.factor)
+        return self.autoencoder.noise(noise)
 
     def clean(self, output: Tensor, x_t: Tensor, t: Tensor, source: Tensor | None = None) -> Tensor:
         """Clean latent from a raw output; no source, for a latent's path ends in noise."""

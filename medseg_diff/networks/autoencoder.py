@@ -59,6 +59,7 @@ class MaskAutoencoder(nn.Module):
         in_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.dims, self.width = spatial_dims, latent_channels
         self.factor = 2 ** (len(features) - 1)
         self.network = AutoencoderKL(
             spatial_dims,
@@ -94,6 +95,10 @@ class MaskAutoencoder(nn.Module):
         divergence = 0.5 * (mean.square() + sd.square() - 2 * sd.log() - 1).mean()
         return Latent(self._scaled(mean if noise is None else mean + sd * noise), divergence)
 
+    def noise(self, field: Tensor) -> Tensor:
+        """Noise (B, Z, *L) on the latent's grid from a voxel field (B, K, *S)."""
+        return latent_noise(field, self.width, self.factor)
+
     def _scaled(self, z: Tensor) -> Tensor:
         """A latent (B, Z, *L) in the units that are diffused."""
         return standardised(z)
@@ -108,9 +113,7 @@ class MaskAutoencoder(nn.Module):
     def decode(self, z: Tensor, size: Sequence[int]) -> Tensor:
         """Logits (B, K, *size) of a latent."""
         logits: Tensor = self.network.decode(z.contiguous(memory_format=self.layout))
-        for axis, length in enumerate(size, start=2):
-            logits = logits.narrow(axis, 0, length)
-        return logits
+        return cut_to(logits, size)
 
 
 class ImageAutoencoder(MaskAutoencoder):
@@ -140,6 +143,13 @@ class ImageAutoencoder(MaskAutoencoder):
         return scaled
 
 
+def cut_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first voxels of a map (B, C, ...) along each axis, as many as ``size`` says."""
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
 def standardised(z: Tensor) -> Tensor:
     """Every sample (Z, *L) shifted and scaled to zero mean and unit variance."""
     axes = tuple(range(1, z.ndim))
@@ -147,12 +157,18 @@ def standardised(z: Tensor) -> Tensor:
     return centred / (centred.square().mean(axes, keepdim=True) + 1e-6).sqrt()
 
 
-def latent_noise(noise: Tensor, channels: int, factor: int) -> Tensor:
+def latent_noise(noise: Tensor, channels: int, factor: int, multiple: int | None = None) -> Tensor:
     """Standard normal noise (B, Z, *L) cut from a field on the voxel grid, (B, K, *S).
 
     Each of the factor^d sub-lattices of a field is a standard normal field of its own: they are
     taken in turn until there are enough channels. Overlapping windows that start a multiple of
     ``factor`` apart see the same noise.
+
+    Args:
+        noise: The field.
+        channels: Z.
+        factor: Voxels along each axis in one of the latent's.
+        multiple: Of how many voxels the latent's grid covers whole blocks; None: of ``factor``.
 
     Raises:
         ValueError: if the field has fewer than Z such lattices.
@@ -160,8 +176,11 @@ def latent_noise(noise: Tensor, channels: int, factor: int) -> Tensor:
     axes = noise.ndim - 2
     # Wrapped round, so that a padded lattice is no copy of its neighbour.
     for axis in range(2, noise.ndim):
-        missing = -noise.shape[axis] % factor
-        noise = torch.cat([noise, noise.narrow(axis, 0, missing)], dim=axis)
+        size = noise.shape[axis]
+        missing = -size % (multiple or factor)
+        if missing:
+            places = torch.arange(size + missing, device=noise.device) % size
+            noise = noise.index_select(axis, places)
     found: list[Tensor] = []
     for number in range(factor**axes):
         offsets = [number // factor**axis % factor for axis in range(axes)]

@@ -20,6 +20,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from medseg_diff.networks.conditioners import Context
+from medseg_diff.networks.entries import zero_convolution
 from medseg_diff.networks.unet import UNet
 
 
@@ -65,8 +66,8 @@ class ControlledUNet(nn.Module):
         self.base = unet(out_channels)
         self.base.requires_grad_(False)
         self.copy = unet(None)
-        self.enter = _zero_convolution(spatial_dims, condition_channels, own)
-        self.leave = nn.ModuleList(_zero_convolution(spatial_dims, f, f) for f in features)
+        self.enter = zero_convolution(spatial_dims, condition_channels, own)
+        self.leave = nn.ModuleList(zero_convolution(spatial_dims, f, f) for f in features)
         self.factor = self.base.factor
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
@@ -106,11 +107,3 @@ class FirstPlanes(nn.Module):
         """Image (B, C + E, *S) -> its context, which holds the whole image."""
         context: Context = self.inner(image[:, : self.planes])
         return replace(context, image=image)
-
-
-def _zero_convolution(spatial_dims: int, into: int, out: int) -> nn.Module:
-    layer = (nn.Conv3d if spatial_dims == 3 else nn.Conv2d)(into, out, 1)
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

@@ -9,28 +9,14 @@ Legend: B batch, C channels, *S spatial axes, N tokens, W width of a token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from monai.networks.blocks import MLPBlock
 from torch import Tensor, nn
 
+from medseg_diff.networks.positions import positions
 from medseg_diff.networks.unet import TimeEmbedding, crop_to, pad_to_multiple
-
-
-def positions(shape: Sequence[int], width: int) -> Tensor:
-    """Sinusoids of each token's place, (N, W): each axis has an equal share of the channels.
-
-    Args:
-        shape: Tokens along each axis.
-        width: W, a multiple of twice the number of axes.
-    """
-    share = width // len(shape)
-    rates = torch.exp(-math.log(10_000) * torch.arange(share // 2) / (share // 2))
-    grids = torch.meshgrid(*(torch.arange(n).float() for n in shape), indexing="ij")
-    angles = [grid.flatten()[:, None] * rates for grid in grids]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

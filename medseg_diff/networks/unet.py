@@ -19,7 +19,7 @@ Legend: B batch, C channels, *S spatial axes, L levels (level 0 is full resoluti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,9 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medseg_diff.networks.dropout import Gains
+from medseg_diff.networks.entries import CrossAttention
 from medseg_diff.networks.layout import memory_layout, to_layout
 
 NormName = Literal["instance", "batch"]
+# Of a level, from its number of axes, the context's channels and its own; see `entries.py`.
+Entry = Callable[[int, int, int], nn.Module]
 
 
 class Maps(NamedTuple):
@@ -83,6 +86,12 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
+def summed(spatial_dims: int, given: int, width: int) -> nn.Module:
+    """The context's map itself (Diff-UNet), through a 1x1 convolution where the widths differ."""
+    conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+    return nn.Identity() if given == width else conv(given, width, 1)
+
+
 class TwoConv(nn.Module):
     """Convolution, norm, activation, twice; time enters between the two."""
 
@@ -129,10 +138,10 @@ class UNet(nn.Module):
         features: Channels of each level, finest first; L - 1 halvings of resolution.
         time_channels: Width of the time embedding, or None for a network that knows no time.
         context_channels: Channels of the context map that each encoder level takes, or None.
-            The map is added (Diff-UNet), through a 1x1 convolution where the widths differ.
         decoder: False leaves the decoder away: a pyramid of encoder maps.
         norm: ``"batch"`` keeps statistics of the training set, which some test-time adaptation
             needs; ``"instance"`` has none.
+        entry: How a context's map enters its level.
     """
 
     def __init__(
@@ -146,6 +155,7 @@ class UNet(nn.Module):
         context_channels: Sequence[int] | None = None,
         decoder: bool = True,
         norm: NormName = "instance",
+        entry: Entry = summed,
     ) -> None:
         super().__init__()
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
@@ -159,7 +169,7 @@ class UNet(nn.Module):
             for level in range(len(features))
         )
         self.mix = nn.ModuleList(
-            nn.Identity() if given == width else conv(given, width, 1)
+            entry(spatial_dims, given, width)
             for given, width in zip(context_channels or (), features, strict=False)
         )
         shallow = range(len(features) - 1 if decoder else 0)
@@ -208,7 +218,7 @@ class UNet(nn.Module):
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x), time)
             if context is not None:
-                x = x + self.mix[level](context[level])
+                x = x + self._entering(level, x, context[level])
             x = x if gains is None else scaled(x, gains.encoder[level])
             encoder.append(x)
         if added is not None:
@@ -220,6 +230,12 @@ class UNet(nn.Module):
             x = x if gains is None else scaled(x, gains.decoder[level])
             decoder.insert(0, x)
         return Maps(tuple(encoder), tuple(decoder))
+
+    def _entering(self, level: int, x: Tensor, given: Tensor) -> Tensor:
+        """What a level's map gains from the context's."""
+        mix = self.mix[level]
+        gained: Tensor = mix(x, given) if isinstance(mix, CrossAttention) else mix(given)
+        return gained
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, context: Sequence[Tensor] | None = None

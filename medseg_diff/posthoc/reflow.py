@@ -90,7 +90,8 @@ def _checked(run: LoadedRun, config: Config) -> DiffusionModel:
         )
     for part, keys in (
         ("task", ("channels", "input_channels", "labels", "regions")),
-        ("plan", ("spatial_dims", "orientation", "spacing_mm", "normalisation", "coordinates")),
+        ("plan", ("spatial_dims", "orientation", "spacing_mm", "normalisation")),
+        ("plan", ("coordinates", "slice_position")),
     ):
         theirs, ours = getattr(run.config, part), getattr(config, part)
         for key in keys:

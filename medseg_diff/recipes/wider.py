@@ -18,8 +18,10 @@ def feature_translation() -> Keys:
     on the image after random convolutions, gain fields and coarse axes; velocity, and Dice +
     cross-entropy of the decoded estimate, so that features count by the mask they mean.
 
-    Departures from the idea as first written down: the condition learns from changed source images
-    alone, not from target scans by cycle consistency; features of one depth; no cross-attention.
+    Departures from the idea as first written down, each a key or an adaptation's row away: the
+    condition learns from changed source images alone, not from target scans by cycle consistency
+    (row `latent_cycle`); features of one depth (`latent.depths`); the condition is added, with no
+    cross-attention (`mixer`); slices do not know their place (`plan.slice_position`).
     """
     return {
         "model": {

@@ -162,7 +162,9 @@ def fit(config: Config, out: str | Path, options: Options | None = None) -> Path
     others = open_targets(config)
     identity = resuming.identity(config, cases, others) | frozen.identity(base)
     identity |= attach_teacher(model, config, accelerator.device)
-    state = resuming.State(model, average, optimiser, Progress(), identity, companion)
+    state = resuming.State(
+        model, average, optimiser, Progress(), identity, resuming.assumed(config), companion
+    )
     warnings = (
         resuming.restore(out, state, allow_mismatch=options.allow_mismatch)
         if options.resume

@@ -65,7 +65,7 @@ def on_plan_of(base: LoadedRun, config: Config) -> Config:
     if config.model.control_planes > 0:
         theirs["normalisation"] = None
     kept = {key: theirs[key] if value is None else value for key, value in ours.items()}
-    for key in ("orientation", "coordinates"):
+    for key in ("orientation", "coordinates", "slice_position"):
         if key not in config.plan.model_fields_set:
             kept[key] = theirs[key]
     return config.model_copy(update={"plan": type(config.plan).model_validate(kept)})

@@ -23,7 +23,7 @@ from medseg_diff.checkpoint import (
     new_checkpoint,
     save_tensors,
 )
-from medseg_diff.config import Config
+from medseg_diff.config import Config, compare
 from medseg_diff.data.caselist import CaseList
 from medseg_diff.errors import InputError
 from medseg_diff.files import atomic_text
@@ -34,6 +34,8 @@ FREE_KEYS = {"validate_every", "validation_cases", "save_every", "workers", "sto
 FREE_KEYS |= {"patience_minutes"}
 # A teacher is known by its weights, wherever they lie.
 FREE_KEYS |= {"reflow_from"}
+# Entries of an identity that are keys of the configuration begin with it.
+CONFIG = "config."
 
 
 @dataclass
@@ -88,6 +90,7 @@ class State:
         optimiser: With its moments.
         progress: Step, best score, losses that were not finite.
         identity: What must not change between a run and its continuation.
+        assumed: Names of the identity that a run of an older version may lack: at their defaults.
         companion: What else has weights; see :class:`medseg_diff.training.companion.Companion`.
     """
 
@@ -96,6 +99,7 @@ class State:
     optimiser: torch.optim.Optimizer
     progress: Progress
     identity: dict[str, str]
+    assumed: frozenset[str] = frozenset()
     companion: nn.Module | None = None
 
 
@@ -123,16 +127,26 @@ def identity(config: Config, cases: CaseList, others: CaseList | None = None) ->
         cases: Case list of the training.
         others: The second list of a training without pairs.
     """
-    keys = config.model_dump(mode="json")
-    keys["training"] = {k: v for k, v in keys["training"].items() if k not in FREE_KEYS}
-    for path in ("root", "cases", "target_root", "target_cases"):
-        keys["data"].pop(path, None)
-    flat = {f"config.{k}": json.dumps(v, sort_keys=True) for k, v in _leaves(keys)}
+    free = [f"training.{key}" for key in FREE_KEYS]
+    free += [f"data.{key}" for key in ("root", "cases", "target_root", "target_cases")]
+    flat = {f"{CONFIG}{k}": v for k, v in compare.settings(config, free).items()}
     flat["data"] = _listed(cases)
     if others is not None:
         flat["target data"] = _listed(others)
     flat["torch"] = torch.__version__.split(".")[0]
     return flat
+
+
+def assumed(config: Config) -> frozenset[str]:
+    """Entries of :func:`identity` that an older version's may lack."""
+    return frozenset(f"{CONFIG}{name}" for name in compare.defaults(config))
+
+
+def _known(stored: dict[str, str]) -> dict[str, str]:
+    """A stored identity, in which older versions have a list of sections in one piece."""
+    known = {k: v for k, v in stored.items() if not (k.startswith(CONFIG) and v.startswith("[{"))}
+    whole = {k: json.loads(v) for k, v in stored.items() if k not in known}
+    return known | compare.flat(whole)
 
 
 def _listed(cases: CaseList) -> str:
@@ -171,12 +185,8 @@ def restore(out: Path, state: State, *, allow_mismatch: bool = False) -> list[st
     """Fill the state in from the last whole checkpoint; sentences about what was passed over."""
     folder, warnings = latest_checkpoint(out)
     record = _read_record(folder / STATE)
-    before, now = record["identity"], state.identity
-    changed = [
-        f"{k}: {before.get(k)} -> {now.get(k)}"
-        for k in sorted(before.keys() | now.keys())
-        if before.get(k) != now.get(k)
-    ]
+    differing = compare.changed(_known(record["identity"]), state.identity, state.assumed)
+    changed = [f"{name}: {before} -> {now}" for name, (before, now) in differing.items()]
     if changed and not allow_mismatch:
         raise InputError(
             f"the run was started with other settings: {'; '.join(changed[:5])}",
@@ -243,11 +253,3 @@ def _numpy_state() -> list[Any]:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_every_row_leaves_its_cases(done):
             "source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast",
             "diffusion_source_only", "joint_diffusion", "latent_source_only", "latent_translation",
             "latent_translation_one_step", "latent_edges", "latent_edges_one_step",
-            "latent_encoder", "latent_noising",
+            "latent_encoder", "latent_noising", "latent_skips",
         },
         "the scan itself": {
             "tent", "histogram_matching", "guided_prior", "edge_input", "diffusion_edges",
@@ -87,7 +88,7 @@ def test_every_row_leaves_its_cases(done):
         },
         "scans": {
             "fourier", "adabn", "self_training", "mean_teacher", "adversarial_output",
-            "cycle_diffusion", "syndiff",
+            "cycle_diffusion", "syndiff", "latent_cycle",
         },
         "labels": {"oracle", "adapters_1", "adapters_5", "fine_tuning_1", "fine_tuning_5"},
     }  # fmt: skip
@@ -180,6 +181,27 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(
     other = again.model_copy(update={"set": ("training.steps=3",)})
     with pytest.raises(UsageError, match="other settings"):
         run_experiment(other, folder / "out")
+
+
+def test_rows_of_an_older_version_are_taken_up(done, tmp_path: Path):
+    """Keys that it did not know are at their defaults; chosen since, they are other settings."""
+    folder, files, _ = done
+    experiment = load_experiment(folder / "experiment.yaml")
+    experiment = experiment.model_copy(update={"rows": ("source_only",)})
+    stamp = files["inverted"][ROWS.index("source_only")].with_suffix(".json")
+    whole = stamp.read_text()
+    record = json.loads(whole)
+    del record["key"]["config"]["training"]["betas"], record["key"]["config"]["model"]["coarse"]
+    stamp.write_text(json.dumps(record))
+    lines: list[str] = []
+    try:
+        run_experiment(experiment, folder / "out", lines.append)
+        chosen = experiment.model_copy(update={"set": ("training.betas=[0.5,0.9]",)})
+        with pytest.raises(UsageError, match="other settings"):
+            run_experiment(chosen, folder / "out")
+    finally:
+        stamp.write_text(whole)
+    assert "done before" in lines[0]
 
 
 def test_methods_do_not_see_target_masks_unless_they_ask(done):

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -246,6 +247,27 @@ def test_K06_resume_with_other_settings_is_refused(
     fit(changed, tmp_path / "run", Options(resume=True, allow_mismatch=True))
     assert "learning_rate: 0.001 -> 0.5" in capsys.readouterr().err
     assert [row["step"] for row in _log(tmp_path / "run")] == ["1", "2", "3"]
+
+
+def test_K06_a_run_of_an_older_version_goes_on(cases: Path, tmp_path: Path) -> None:
+    """Keys that it did not know are at their defaults; lists of sections lay in one piece."""
+    run = tmp_path / "run"
+    fit(tiny(cases, steps=1, save_every=1), run)
+    state = run / "checkpoints" / "step_00000001" / "state.json"
+    record = json.loads(state.read_text())
+    known = record["identity"]
+    names = [k for k in known if k.startswith("config.plan.normalisation.0.")]
+    spec = {name.rpartition(".")[2]: json.loads(known.pop(name)) for name in names}
+    del spec["scale"], known["config.training.betas"], known["config.restoration"]
+    known["config.plan.normalisation"] = json.dumps([spec], sort_keys=True)
+    state.write_text(json.dumps(record))
+    hashes = {p.name: file_sha256(p) for p in state.parent.iterdir() if p.name != "sha256.json"}
+    (state.parent / "sha256.json").write_text(json.dumps(hashes))
+    shutil.copytree(run, tmp_path / "other")
+    fit(tiny(cases, steps=1, save_every=1), run, Options(resume=True))
+    chosen = tiny(cases, steps=1, save_every=1, betas=[0.5, 0.9])
+    with pytest.raises(InputError, match=r"config.training.betas: None -> \[0.5, 0.9\]"):
+        fit(chosen, tmp_path / "other", Options(resume=True))
 
 
 def test_K06_other_data_is_noticed(cases: Path) -> None:
