@@ -175,11 +175,26 @@ def _same_training(known: Mapping[str, Any], run: Path, config: Config, cases: C
         file = run / CONFIG
         keys = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         keys.pop("data", None)
-        if known["key"] != _digest([keys, _listed(cases)]):
+        # A run's own configuration is complete; what was left open to its data was hashed open.
+        either = (keys, _reopened(keys, config.model_dump(mode="json")))
+        fit_for = [one for one in either if known["key"] == _digest([one, _listed(cases)])]
+        if not fit_for:
             return False
-        known = {"settings": compare.flat(keys), "cases": now["cases"]}
+        known = {"settings": compare.flat(fit_for[0]), "cases": now["cases"]}
     differing = compare.changed(known["settings"], now["settings"], compare.defaults(config))
     return not differing and known["cases"] == now["cases"]
+
+
+def _reopened(complete: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete configuration with None wherever the asked one leaves the value to the data."""
+    found: dict[str, Any] = {}
+    for name, value in complete.items():
+        wanted = asked.get(name)
+        if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+            found[name] = _reopened(value, wanted)
+        else:
+            found[name] = None if wanted is None else value
+    return found
 
 
 def _listed(cases: CaseList) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from medseg_diff.adaptation import work as module
 from medseg_diff.adaptation.work import DONE, Work
@@ -105,3 +106,30 @@ def test_a_hash_of_older_versions_is_checked_by_the_runs_own_settings(
             again(older)
     finally:
         saved.write_text(whole)
+
+
+def test_an_older_hash_of_what_the_data_filled_in_later_is_known_too(tmp_path: Path, monkeypatch):
+    """A model of scans plans for itself: hashed with an open plan, saved with a whole one."""
+    torch.set_num_threads(1)
+    work = work_on(tmp_path, training={"steps": 1})
+    changes: dict[str, Any] = {"plan": {"normalisation": None}, "training": {"steps": 1}}
+    run = work.train("open", work.source, **changes)
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["plan"]["normalisation"]
+    cases = load_caselist(work.shared / "lists" / "open.json", work.source.root)
+    saved.pop("data")
+    listed = [[c.case, c.part, sorted(c.channels.items()), list(c.references)] for c in cases.cases]
+
+    def hashed(plan: dict[str, Any]) -> None:
+        keys = {**saved, "plan": {**saved["plan"], **plan}}
+        text = json.dumps([keys, listed], sort_keys=True).encode()
+        record = {"key": hashlib.sha256(text).hexdigest()[:16], "seconds": 1.0}
+        (run / DONE).write_text(json.dumps(record))
+
+    monkeypatch.setattr(module, "fit", None)
+    hashed({"normalisation": None})
+    assert work.train("open", work.source, **changes) == run
+    # Another key that was left open is another training.
+    hashed({"normalisation": None, "patch_size": None})
+    with pytest.raises(UsageError, match="other settings"):
+        work.train("open", work.source, **changes)
