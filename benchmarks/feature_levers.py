@@ -9,7 +9,8 @@ contrast inversion and under low field. Nothing here looks at a test case. One t
 second call takes up what the first has done, trainings in their middle too.
 
 Rows from `cross_attention` on change one thing of `edges_scaled`, but for `image_every_skip`, which
-does of `image_scaled`, and `cycle_contrast`: features as condition, with target crops of the
+does of `image_scaled`, `features_scaled` (the network's own features as condition, under strong
+changes) and `cycle_contrast`: the same condition, with target crops of the
 contrast inversion's training scans without masks, of the second domain alone.
 """
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from tables import markdown
+from tables import finish, known, markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TRAINED_ON = ("real", "synthetic", "both")
@@ -34,12 +35,16 @@ def command(*words: object) -> None:
 
 
 def train(config: str, cases: Path, run: Path, settings: Sequence[str]) -> None:
-    """Train unless the run is whole; go on where one was stopped."""
-    if (run / "card.json").is_file():
+    """Train unless that was done before; go on where it was stopped."""
+    asked = [config, *settings]
+    if known(run, asked):
         return
     words = [word for one in settings for word in ("--set", one)]
-    resume = ["--resume"] if (run / "checkpoints").is_dir() else []
+    resume = ["--resume"] if any((run / "checkpoints").glob("*")) else []
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)
     command("train", CONFIGS / config, "--data", cases, "--out", run, *words, *resume)
+    finish(run, asked)
 
 
 def fewer(cases: Path, n: int | None, file: Path) -> Path:
@@ -71,11 +76,13 @@ def lists(n: int | None, given: argparse.Namespace, folder: Path) -> dict[str, t
     rooted = f"data.root={json.dumps(str(root))}"
     maker, made = folder / "maker", folder / "pairs"
     train("slices_mask_to_image.yaml", real, maker, [rooted, *given.set_maker])
-    if not (made / "cases.json").is_file():
+    asked = [given.count, given.steps]
+    if not known(made, asked):
         command(
             "synthesize", "--model", maker, "--masks", real, "--with", real, "--root", root,
             "--count", given.count, "--steps", given.steps, "--out", made, "--continue",
         )  # fmt: skip
+        finish(made, asked)
     alone = without_real(made / "cases.json", made / "synthetic.json")
     return {"real": (real, root), "synthetic": (alone, made), "both": (made / "cases.json", made)}
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tables import markdown
+from tables import finish, known, markdown
 
 from medseg_diff.batch.run import find_cases, predict_many
 from medseg_diff.config import load_config
@@ -36,16 +36,20 @@ def trained(row: str, cases: Path, root: str | None, run: Path, overrides: list[
     """Train a row, or go on with it; the seconds that its steps took."""
     settings = [f"data.cases={json.dumps(str(cases))}", *overrides]
     settings += [] if root is None else [f"data.root={json.dumps(root)}"]
-    if not (run / "card.json").is_file():
+    if not known(run, overrides):
         config = load_config(CONFIGS / f"flair_{row}.yaml", settings)
-        fit(config, run, Options(resume=(run / "checkpoints").is_dir()))
+        resume = any((run / "checkpoints").glob("*"))
+        if not resume:
+            shutil.rmtree(run, ignore_errors=True)
+        fit(config, run, Options(resume=resume))
+        finish(run, overrides)
     return float(pd.read_csv(run / "log.csv")["seconds"].sum())
 
 
 def measured(run: Path, cases: Path, given: argparse.Namespace, out: Path, **asked: Any) -> Path:
     """Translate and score a list's test part; the file that says how it went."""
-    file = out / "line.json"
-    if file.is_file():
+    file, settings = out / "line.json", [asked, given.range, given.overrides]
+    if known(out, settings):
         return file
     translator, listed = load_translator(run, "cpu"), load_caselist(cases, given.root)
     chosen = [
@@ -57,9 +61,7 @@ def measured(run: Path, cases: Path, given: argparse.Namespace, out: Path, **ask
         type(case)(one.case, case.channels)
         for case, one in zip(chosen, listed.part("test"), strict=True)
     ]
-    began = time.monotonic()
     predict_many(translator, named, out / "images", go_on=True, **asked)
-    seconds = (time.monotonic() - began) / len(named)
     ends = {} if given.range is None else {"ends": tuple(given.range)}
     found = evaluate_images_part(out / "images", listed, out / "scores", **ends)
     records = [json.loads((out / "images" / f"{case.name}.json").read_text()) for case in named]
@@ -68,10 +70,12 @@ def measured(run: Path, cases: Path, given: argparse.Namespace, out: Path, **ask
         "draws": records[0]["draws_made"],
         "steps": records[0]["steps"],
         "calls/scan": sum(sum(r["network_calls"].values()) for r in records) // len(records),
-        "s/scan": round(seconds, 1),
+        "s/scan": round(sum(r["seconds"] for r in records) / len(records), 1),
+        "spread": round(sum(r["mean_spread"] for r in records) / len(records), 2),
         "range": "{:.0f}..{:.0f}".format(*found.summary["range"]),
     }
     file.write_text(json.dumps(line), encoding="utf-8")
+    finish(out, settings)
     return file
 
 
@@ -82,6 +86,7 @@ def pooled(name: str, outs: list[Path], seconds: list[float]) -> dict[str, Any]:
     line: dict[str, Any] = {"row": name, **lines[0]}
     line["calls/scan"] = sum(one["calls/scan"] for one in lines) // len(lines)
     line["s/scan"] = round(sum(one["s/scan"] for one in lines) / len(lines), 1)
+    line["spread"] = round(sum(one["spread"] for one in lines) / len(lines), 2)
     for score in (s for s in SCORES if s in per_case):
         line[score] = round(float(per_case[score].mean()), 3)
     if len(outs) > 1:

@@ -36,7 +36,8 @@ def lists(folder: Path, target: str) -> Iterator[tuple[str, CaseList]]:
     Raises:
         InputError: if there are fewer than two patients, two sets, or a visit lacks an image.
     """
-    visits = [m for file in sorted((folder / "imagesTr").glob("*")) if (m := NAME.match(file.name))]
+    files = sorted((folder / "imagesTr").glob("*"))
+    visits = [match for file in files if (match := NAME.fullmatch(file.name))]
     patients = sorted({visit["patient"] for visit in visits})
     sets = {SETS[visit["long"]] for visit in visits}
     if len(sets) > 1:

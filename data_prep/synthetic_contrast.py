@@ -25,6 +25,7 @@ from medseg_diff.adaptation.style import Array
 from medseg_diff.data.caselist import Case, CaseList, build_caselist, hash_files, load_caselist
 from medseg_diff.data.derived import derive
 from medseg_diff.data.frozen_shifts import load_shifts
+from medseg_diff.data.gather import suffix_of
 from medseg_diff.data.transforms import spacing_of
 from medseg_diff.errors import InputError
 
@@ -59,8 +60,10 @@ def paired(cases: CaseList, out: Path, *, as_channel: bool = False) -> CaseList:
     pairs = []
     for case, other in zip(cases.cases, made.cases, strict=True):
         source = cases.channel_paths(case)[channel]
-        shutil.copyfile(source, out / "sources" / source.name)
-        channels = {channel: f"sources/{source.name}"}
+        # Cases of one file name lie in folders of their own.
+        copy = f"sources/{case.case}{suffix_of(source)}"
+        shutil.copyfile(source, out / copy)
+        channels = {channel: copy}
         image = f"{TARGET}/{other.channels[channel]}"
         own = {
             "channels": channels | ({TARGET: image} if as_channel else {}),

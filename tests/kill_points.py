@@ -45,10 +45,12 @@ PACKAGE = Path(medseg_diff.__file__).parent
 WRITERS = {
     str(PACKAGE / name)
     for name in (
-        *("files.py", "checkpoint.py", "resume.py", "training_log.py", "training.py"),
-        *("manifest.py", "batch.py", "io/nifti.py", "io/images.py"),
+        *("files.py", "checkpoint.py", "training/resume.py", "training/log.py", "training/fit.py"),
+        *("batch/manifest.py", "batch/run.py", "batch/one_case.py", "io/nifti.py", "io/images.py"),
     )
 }
+# A file that moved away would never be died in.
+assert all(Path(name).is_file() for name in WRITERS)
 COUNTS = ("checkpoints lost", "masks half-written", "cases lost", "cases done twice")
 SHAPE = (12, 11, 10)
 Work = Callable[[Callable[[str], None]], None]

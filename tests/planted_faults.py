@@ -1103,6 +1103,11 @@ ADVERSARIAL = [
     Fault("float(t), clean, x, index + 1", "float(t), x, clean, index + 1"),
     Fault("if sampling != plain:", "if sampling.steps != plain.steps:"),
 ]
+RIMMED = [
+    Fault("own = tuple(slice(r, r + n)", "own = tuple(slice(0, n)"),
+    Fault('mode="reflect"', 'mode="edge"'),
+    Fault("plan = self._within(seen,", "plan = self._within(placed,"),
+]
 UNPAIRED = [
     Fault("config.seed + OTHER_SEED", "config.seed"),
     Fault('ours | {"label": theirs["image"]}', "ours"),
@@ -1204,6 +1209,7 @@ PLAN = [
     ("model/prior.py", "test_synthesis.py", PRIOR_MODEL),
     ("translation/prior.py", "test_synthesis.py translation/test_prior_translation.py", PRIOR),
     ("translation/unpaired.py", "translation/test_prior_translation.py", PRIOR_TRANSLATION),
+    ("translation/translator.py", "training/test_unpaired_training.py", RIMMED),
     ("translation/way.py", "translation/test_prior_translation.py", WAY),
     ("synthesis.py", "test_synthesis.py", SYNTHESIS),
     ("batch/synthetic_list.py", "test_synthesis.py", SYNTHETIC_LIST),

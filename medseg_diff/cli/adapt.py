@@ -1,4 +1,4 @@
-"""The command of domain adaptation experiments; see ``cli.py``, which gives it its name."""
+"""The command of domain adaptation experiments; see ``main.py``, which gives it its name."""
 
 from __future__ import annotations
 

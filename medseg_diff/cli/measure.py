@@ -1,4 +1,4 @@
-"""Commands that measure a trained diffusion model; see ``cli.py``, which gives them their names."""
+"""Commands that measure a trained diffusion model; ``main.py`` gives them their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that makes scans; see ``cli.py``, which gives it its name."""
+"""The command that makes scans; see ``main.py``, which gives it its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared: the folders that ``evaluation.evaluate`` wrote, one or several per method."""
+"""What is compared: folders that ``evaluation.masks.evaluate`` wrote, one or several per method."""
 
 from __future__ import annotations
 

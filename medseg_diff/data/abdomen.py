@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg_diff.data.caselist import CaseList
-from medseg_diff.data.domains import renumbered
 from medseg_diff.data.gather import About, Draft, Item, Labels, Split
 from medseg_diff.data.layouts import mask_item
-from medseg_diff.data.rewrite import Writer, relabel
+from medseg_diff.data.rewrite import Writer, relabel, renumbered
 from medseg_diff.data.sites import SPLIT, draft_of, find_scans, listed, on_grid_of
 from medseg_diff.errors import InputError
 from medseg_diff.io import read_image, read_label, write_label, write_map

@@ -10,10 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from medseg_diff.data.caselist import Case, CaseList, build_caselist, save_caselist
-from medseg_diff.data.domains import renumbered
 from medseg_diff.data.gather import About, Draft, Item, Labels, Split, refuse, suffix_of
 from medseg_diff.data.layouts import mask_item
-from medseg_diff.data.rewrite import relabel
+from medseg_diff.data.rewrite import relabel, renumbered
 from medseg_diff.data.sites import SPLIT, find_scans, listed, on_grid_of
 from medseg_diff.errors import InputError
 from medseg_diff.io import case_stem
@@ -33,9 +32,9 @@ def from_crossmoda(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList
     depth. Source scans (site ``ceT1``) have masks and are dealt. Target scans (site ``hrT2``) are
     published without masks: they become part ``test``, the only one that may lack them, where they
     can be predicted and not scored; those with a ``_Label`` of the user's own are dealt as the
-    source is. A second list, ``target.json``, has all target scans as images alone, in part
-    ``train`` or, from a folder called validation, ``validation``: for training that needs target
-    scans without masks (``data.target_cases``).
+    source is. A second list, ``target.json``, has the target scans as images alone, without those
+    that will be scored, in part ``train`` or, from a folder called validation, ``validation``: for
+    training that needs target scans without masks (``data.target_cases``).
 
     Raises:
         InputError: if a domain has no scan, a source scan no mask, or a mask another value.
@@ -58,7 +57,11 @@ def from_crossmoda(folder: Path, out: Path, *, split: Split = SPLIT) -> CaseList
     bare = [d.case for d in drafts if d.site == "ceT1" and not d.references]
     refuse("source scans without a mask", bare, "unpack the source's X_Label.nii.gz beside them")
     caselist = listed(drafts, CROSSMODA, "image", LABELS, out, split)
-    target = images_alone([c for c in caselist.cases if c.site == "hrT2"], caselist, validating)
+    # Scans that will be scored are in no training, not even as images.
+    free = [
+        c for c in caselist.cases if c.site == "hrT2" and not (c.part == "test" and c.references)
+    ]
+    target = images_alone(free, caselist, validating)
     save_caselist(target, out / TARGET_FILE)
     return caselist
 

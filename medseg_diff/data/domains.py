@@ -7,7 +7,7 @@ part: patients are dealt site by site. `abdomen`, `crossmoda` and `fundus` are a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from medseg_diff.data.gather import (
     suffix_of,
 )
 from medseg_diff.data.layouts import mask_item
-from medseg_diff.data.rewrite import Rule, Writer, any_instance, checked_copy, relabel
+from medseg_diff.data.rewrite import Writer, any_instance, checked_copy, relabel, renumbered
 from medseg_diff.data.sites import SPLIT, draft_of, find_scans, listed
 from medseg_diff.errors import InputError
 from medseg_diff.io import ReadOptions, case_stem, read_image, write_label, write_map
@@ -198,30 +198,6 @@ def from_site_folders(
             mask = Item(masks[stem], f"labels/{case}{suffix_of(masks[stem])}", write)
             drafts.append(draft_of(case, case, site.name, path, [mask], "image"))
     return listed(drafts, about, "image", labels, out, split)
-
-
-def renumbered(values: Mapping[int, int]) -> Rule:
-    """A rule that gives each listed value its new one, keeps 0, and refuses all else."""
-    return values_of({0: 0, **values})
-
-
-def values_of(meaning: Mapping[int, int]) -> Rule:
-    """A rule that gives each listed value its new one and refuses all else."""
-
-    def rule(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-        strange = sorted(set(np.unique(mask).tolist()) - set(meaning))
-        if strange:
-            raise InputError(
-                "unknown mask values", found=strange,
-                expected=", ".join(map(str, sorted(meaning))),
-                remedy="correct the mask: no structure of the set has that value",
-            )  # fmt: skip
-        result = np.zeros_like(mask)
-        for old, new in meaning.items():
-            result[mask == old] = new
-        return result
-
-    return rule
 
 
 def volume_of(number: int) -> Writer:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg_diff.data.caselist import CaseList
-from medseg_diff.data.domains import values_of
 from medseg_diff.data.gather import (
     About,
     Draft,
@@ -26,7 +25,7 @@ from medseg_diff.data.gather import (
     refuse,
     suffix_of,
 )
-from medseg_diff.data.rewrite import Writer, checked_copy, relabel
+from medseg_diff.data.rewrite import Writer, checked_copy, relabel, values_of
 from medseg_diff.data.sites import SPLIT, draft_of, find_files, listed, on_grid_of
 from medseg_diff.errors import InputError
 from medseg_diff.io import case_stem, read_image, read_label, write_label

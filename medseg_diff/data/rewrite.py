@@ -7,7 +7,7 @@ source file to a target file. Both refuse what they do not understand with an `I
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,30 @@ from medseg_diff.io.raster import write_png
 
 Writer = Callable[[Path, Path], None]
 Rule = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+def renumbered(values: Mapping[int, int]) -> Rule:
+    """A rule that gives each listed value its new one, keeps 0, and refuses all else."""
+    return values_of({0: 0, **values})
+
+
+def values_of(meaning: Mapping[int, int]) -> Rule:
+    """A rule that gives each listed value its new one and refuses all else."""
+
+    def rule(mask: NDArray[np.int64]) -> NDArray[np.int64]:
+        strange = sorted(set(np.unique(mask).tolist()) - set(meaning))
+        if strange:
+            raise InputError(
+                "unknown mask values", found=strange,
+                expected=", ".join(map(str, sorted(meaning))),
+                remedy="correct the mask: no structure of the set has that value",
+            )  # fmt: skip
+        result = np.zeros_like(mask)
+        for old, new in meaning.items():
+            result[mask == old] = new
+        return result
+
+    return rule
 
 
 def copy_file(source: Path, target: Path) -> None:

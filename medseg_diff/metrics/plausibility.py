@@ -114,7 +114,7 @@ def score_structures(
         samples: Label maps, (N, *S).
         references: Label maps, (R, *S); a voxel that any of them marks with ``ignore_label`` is
             left out of all masks.
-        structures: Name to label values, as ``metrics.structures_of`` returns.
+        structures: Name to label values, as ``metrics.masks.structures_of`` returns.
         ignore_label: Value of a voxel that an annotator did not judge.
 
     Raises:

@@ -1,7 +1,8 @@
 """How a context's map enters a level of a U-Net: added, by a zero convolution, by cross-attention.
 
-An entry is handed the level's own map and the context's, and answers with what is added to the
-first. The plain sum has no file of its own: it is a 1x1 convolution, or nothing at all.
+An entry answers with what is added to the level's own map. Convolutions, and the plain sum, which
+has no file of its own (a 1x1 convolution, or nothing at all), need the context's map alone;
+cross-attention is handed both, and ``unet.py`` tells them apart.
 
 Legend: B batch, C channels of the level, D channels of the context, *S spatial axes, N and M tokens
 of the level and of the context.

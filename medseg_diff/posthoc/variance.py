@@ -19,7 +19,7 @@ from medseg_diff.data.caselist import Part
 from medseg_diff.diffusion.grids import time_grid
 from medseg_diff.diffusion.samplers import Denoised, ErrorTable, estimate_error_variance
 from medseg_diff.errors import UsageError
-from medseg_diff.model import DiffusionModel, JointModel, LatentModel
+from medseg_diff.model import DiffusionModel, FeatureModel, JointModel, LatentModel
 from medseg_diff.posthoc.truth import TrueWindows, cases_of, true_windows
 
 # Times that the error is measured at; between them the table is linear.
@@ -69,7 +69,8 @@ def estimate_variance(
         UsageError: if the model does not sample.
     """
     model = run.model
-    if not isinstance(model, DiffusionModel) or isinstance(model, JointModel):
+    # Of features the truth is no mask's.
+    if not isinstance(model, DiffusionModel) or isinstance(model, JointModel | FeatureModel):
         raise UsageError(
             "no diffusion of a mask: it has no sampler whose variance could be estimated",
             file=run.folder,

@@ -16,7 +16,7 @@ def image_prior() -> Keys:
 
     The state is the normalised scan. It makes scans without labels (`synthesize`), and it is what
     unpaired translation leans on: SDEdit (Meng et al. 2022, arXiv 2108.01073) and CycleDiffusion
-    (Wu & De la Torre 2023, arXiv 2210.05559); see ``unpaired.py``.
+    (Wu & De la Torre 2023, arXiv 2210.05559); see ``translation/unpaired.py``.
 
     Departures: velocity for noise (`VELOCITY_FOR_NOISE`); the package's continuous linear
     schedule; 50 DDIM steps, close to one another where little noise is left (a last step from far

@@ -16,7 +16,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medseg_diff import __version__, io, memory
+from medseg_diff import __version__, io
 from medseg_diff.checkpoint import LoadedRun
 from medseg_diff.codecs import image_values
 from medseg_diff.config import PredictionConfig
@@ -27,6 +27,7 @@ from medseg_diff.inference.draws import Fused
 from medseg_diff.inference.loading import load_runs
 from medseg_diff.inference.predictor import Predictor, Scan, checked
 from medseg_diff.inference.scan import PlacedScan, back, on_grid, place, read_scan
+from medseg_diff.inference.windows import Place
 from medseg_diff.model import AdversarialModel
 from medseg_diff.translation import restoring
 from medseg_diff.translation.restoring import Given, RestoredScan
@@ -254,27 +255,26 @@ class Translator(Predictor):
         if placed.constant:
             raise InputError("constant image: there is nothing to translate", file=placed.file)
         free = self._free(memory_gb)
-        plan = self._within(placed, settings, free, maps=True, save_draws=False)
-        fused, again = self._infer(placed, name, settings, seed, plan)
-        return fused, [*plan.notes, *again]
+        seen, own = self._rimmed(placed)
+        plan = self._within(seen, settings, free, maps=True, save_draws=False)
+        fused, again = self._infer(seen, name, settings, seed, plan)
+        made, spread = fused.probability[:, *own], fused.variance[own]
+        cut = replace(fused, probability=made, variance=spread, entropy=fused.entropy[own])
+        return cut, [*plan.notes, *again]
 
-    def _infer(
-        self, scan: PlacedScan, name: str, settings: PredictionConfig, seed: int, plan: memory.Plan
-    ) -> tuple[Fused, list[str]]:
-        """See :meth:`Predictor._infer`; without pairs a model sees a mirrored rim, cut off after.
+    def _rimmed(self, scan: PlacedScan) -> tuple[PlacedScan, Place]:
+        """A scan in a mirrored rim, for what learned without pairs, and where it lies therein.
 
         Nothing in an adversarial training says what stands at a border, where convolutions see
         zeros, and bars of made-up light stood there. Inside the scan windows overlap instead.
         """
-        if not isinstance(self.runs[0].model, AdversarialModel):
-            return super()._infer(scan, name, settings, seed, plan)
         sizes = scan.values.shape[1:]
-        rim = [min(p // RIM, n - 1) for p, n in zip(self.patch, sizes, strict=True)]
+        part = RIM if isinstance(self.runs[0].model, AdversarialModel) else None
+        sides = zip(self.patch, sizes, strict=True)
+        rim = [0 if part is None else min(p // part, n - 1) for p, n in sides]
         wide = np.pad(scan.values, [(0, 0), *((r, r) for r in rim)], mode="reflect")
-        fused, notes = super()._infer(replace(scan, values=wide), name, settings, seed, plan)
         own = tuple(slice(r, r + n) for r, n in zip(rim, sizes, strict=True))
-        made, spread = fused.probability[:, *own], fused.variance[own]
-        return replace(fused, probability=made, variance=spread, entropy=fused.entropy[own]), notes
+        return replace(scan, values=wide), own
 
     def _images(self, placed: PlacedScan, fused: Fused) -> tuple[MetaTensor, MetaTensor]:
         """Image and spread on the scan's grid; where the plan's crop did not look the image is

@@ -67,6 +67,21 @@ def test_a_second_list_has_target_scans_to_train_on(tmp_path: Path):
     assert not any(c.references for c in target.cases)
 
 
+def test_scored_target_scans_are_in_no_training(tmp_path: Path):
+    """With masks of one's own target scans are dealt; the test part is left out of the images."""
+    download(tmp_path / "in")
+    target = tmp_path / "in" / "training_target"
+    for n, home in ((106, target), (107, target), (211, tmp_path / "in/crossmoda2022_validation")):
+        nifti(home / f"crossmoda2022_etz_{n}_Label.nii.gz", mask(n, 2))
+    caselist = from_crossmoda(tmp_path / "in", tmp_path / "out")
+    images = load_caselist(tmp_path / "out" / "target.json", verify=True)
+    scored = {c.case for c in caselist.cases if c.site == "hrT2" and c.references}
+    scored &= {c.case for c in caselist.part("test")}
+    others = {c.case for c in caselist.cases if c.site == "hrT2"} - scored
+    assert scored
+    assert {c.case for c in images.cases} == others
+
+
 def test_both_lists_go_into_an_unpaired_training_and_none_into_a_score(tmp_path: Path):
     download(tmp_path / "in")
     listed = tmp_path / "out" / "cases.json"

@@ -246,6 +246,23 @@ def test_a_unet_has_no_sampler(cases: Path, tmp_path: Path):
         estimate_variance(load_run(fit(parse_config(keys), tmp_path / "run")))
 
 
+def test_features_have_no_mask_for_their_truth(cases: Path, tmp_path: Path):
+    keys: dict[str, Any] = {
+        "recipe": "feature_translation",
+        "data": {"cases": str(cases)},
+        "plan": {"patch_size": [8, 8, 8], "batch_size": 2},
+        "model": {
+            "features": [4, 8],
+            "conditioner_features": [4, 8],
+            "time_channels": 8,
+            "latent": {"features": [4, 8], "channels": 2, "steps": 1},
+        },
+        "training": {"steps": 2, "warmup_steps": 1, "validate_every": 2, "save_every": 2},
+    }
+    with pytest.raises(UsageError, match="no diffusion of a mask"):
+        estimate_variance(load_run(fit(parse_config(keys), tmp_path / "run")))
+
+
 def test_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     def call(*words: object) -> None:
         monkeypatch.setattr(sys, "argv", ["medseg-diff", *map(str, words)])

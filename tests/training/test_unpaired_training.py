@@ -19,6 +19,7 @@ from medseg_diff.cli.main import main
 from medseg_diff.config import load_config, parse_config
 from medseg_diff.data.caselist import load_caselist, save_caselist
 from medseg_diff.errors import InputError, UsageError
+from medseg_diff.inference.draws import DrawMasks, Fused
 from medseg_diff.inference.predictor import Predictor
 from medseg_diff.inference.scan import PlacedScan, place
 from medseg_diff.training.fit import Options, fit
@@ -169,29 +170,35 @@ def test_arrays_are_translated_as_files_are(run: Path, flat: tuple[Path, Path]):
 
 
 def test_a_mirrored_rim_is_seen_and_cut_off(run: Path, flat: tuple[Path, Path], monkeypatch):
+    """A network that answers with what it is shown gives the scan back, voxel by voxel."""
     translator = load_translator(run, "cpu")
     image = io.read_image(next(flat[0].parent.glob("*_4.png")))
-    found = translator.restyle(image, "same")
-    seen = []
-    whole = Predictor._infer
-
-    def watched(self: Predictor, scan: PlacedScan, *words: Any) -> Any:
-        seen.append(scan.values)
-        return whole(self, scan, *words)
-
-    monkeypatch.setattr(Predictor, "_infer", watched)
-    translator.restyle(image, "same")
+    placed = place(image, translator.task, translator.plan, Path("same"))
     rim = [side // RIM for side in translator.patch]
-    (wide,) = seen
     assert any(rim)
-    grid = place(image, translator.task, translator.plan, Path("same")).values
-    np.testing.assert_array_equal(
-        wide, np.pad(grid, [(0, 0), *((r, r) for r in rim)], mode="reflect")
-    )
-    assert found.shape[1:] == tuple(image.shape[1:])
-    # Without a rim the answer is another one.
-    monkeypatch.setattr("medseg_diff.translation.translator.RIM", 1000)
-    assert np.abs(translator.restyle(image, "same") - found).max() > 0
+    shown, planned = [], []
+
+    def answers(self: Predictor, scan: PlacedScan, *_: Any) -> tuple[Fused, list[str]]:
+        shown.append(scan.values)
+        plane = np.zeros(scan.values.shape[1:], np.float32)
+        masks = DrawMasks((np.zeros((0, *plane.shape, 1), np.uint8),), (1,))
+        return Fused(scan.values / 2 + 0.5, plane, plane, masks, {}), []
+
+    within = Predictor._within
+
+    def counted(self: Predictor, scan: PlacedScan, *words: Any, **named: Any) -> Any:
+        planned.append(scan.values.shape)
+        return within(self, scan, *words, **named)
+
+    monkeypatch.setattr(Predictor, "_infer", answers)
+    monkeypatch.setattr(Predictor, "_within", counted)
+    fused, _ = translator._drawn(placed, "same", translator.defaults, 0, None)
+    wide = np.pad(placed.values, [(0, 0), *((r, r) for r in rim)], mode="reflect")
+    np.testing.assert_array_equal(shown[0], wide)
+    # Memory is planned for what is shown, not for what comes back.
+    assert planned == [wide.shape]
+    np.testing.assert_allclose(2 * fused.probability - 1, placed.values, atol=1e-6)
+    assert fused.variance.shape == fused.entropy.shape == placed.values.shape[1:]
 
 
 def test_other_steps_are_refused_in_one_line(run, flat, tmp_path, monkeypatch, capsys):

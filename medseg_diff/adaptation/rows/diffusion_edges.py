@@ -8,7 +8,7 @@ from medseg_diff.adaptation.work import Adapted, Work
 
 
 def adapt(work: Work) -> Adapted:
-    """`recipes.anchored` trained on the source's edges; beside it stands `edge_input`."""
+    """Recipe `anchored` trained on the source's edges; beside it stands `edge_input`."""
     changes = sections(work.config, "anchored")
     run = work.train("diffusion_edges", source_edges(work), **changes)
     return Adapted(run, restyle=edges_of, style=STYLE)

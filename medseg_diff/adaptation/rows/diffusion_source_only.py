@@ -7,6 +7,6 @@ from medseg_diff.adaptation.work import Adapted, Work
 
 
 def adapt(work: Work) -> Adapted:
-    """`recipes.anchored` at the experiment's widths: does diffusion generalise better by itself?"""
+    """Recipe `anchored` at the experiment's widths: does diffusion generalise better by itself?"""
     changes = sections(work.config, "anchored")
     return Adapted(work.train("diffusion_source_only", work.source, **changes))
