@@ -470,6 +470,21 @@ def test_what_a_result_depends_on(tmp_path: Path):
     assert before != made_from(maker, case, {"seed": 0})
 
 
+def test_lists_may_lie_apart_from_their_files(trained: Path, tmp_path: Path, monkeypatch):
+    here, out = trained / "data" / "cases.json", tmp_path / "out"
+    apart = tmp_path / "cases.json"
+    apart.write_bytes(here.read_bytes())
+    words = (
+        "synthesize", "--model", trained / "mask_to_image", "--masks", apart, "--with", apart,
+        "--count", 1, "--steps", 1, "--out", out,
+    )  # fmt: skip
+    assert call(monkeypatch, *words) == 1
+    assert call(monkeypatch, *words, "--root", here.parent) == 0
+    (made,) = [case for case in load_caselist(out).cases if case.site == "synthetic"]
+    mask = load_caselist(out).reference_paths(made)[0]
+    assert mask.read_bytes() == (trained / "data/labels/ball_0.nii.gz").read_bytes()
+
+
 def test_a_real_file_is_linked_or_copied_and_never_replaced(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
