@@ -80,7 +80,7 @@ def test_every_row_leaves_its_cases(done):
             "source_only", "source_only_batchnorm", "strong_augmentation", "synthetic_contrast",
             "diffusion_source_only", "joint_diffusion", "latent_source_only", "latent_translation",
             "latent_translation_one_step", "latent_edges", "latent_edges_one_step",
-            "latent_encoder", "latent_noising", "latent_skips",
+            "latent_encoder", "latent_encoder_one_step", "latent_noising", "latent_skips",
         },
         "the scan itself": {
             "tent", "histogram_matching", "guided_prior", "edge_input", "diffusion_edges",
