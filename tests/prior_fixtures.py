@@ -13,6 +13,7 @@ from medseg_diff.config import Config, merged, parse_config
 from medseg_diff.diffusion.paths import Path as Noising
 from medseg_diff.diffusion.paths import spread
 from medseg_diff.model import build_model
+from medseg_diff.networks.autoencoder import latent_noise
 from medseg_diff.networks.conditioners import Context
 
 KEYS: dict[str, Any] = {
@@ -76,6 +77,10 @@ class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+
+    def noise(self, field: Tensor) -> Tensor:
+        """As the real one's, for two channels."""
+        return latent_noise(field, 2, self.factor)
 
     def snap(self, z: Tensor) -> Tensor:
         """Itself."""
