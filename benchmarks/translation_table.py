@@ -24,12 +24,13 @@ from medseg_diff.batch.run import find_cases, predict_many
 from medseg_diff.config import load_config
 from medseg_diff.data.caselist import load_caselist
 from medseg_diff.evaluation.images import evaluate_images_part
+from medseg_diff.metrics.images import METRICS
 from medseg_diff.recipes.translators import TRANSLATORS
 from medseg_diff.training.fit import Options, fit
 from medseg_diff.translation.translator import load_translator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SCORES = ("mae", "psnr", "ssim", "ms_ssim", "nmi")
+SCORES = METRICS
 
 
 def trained(row: str, cases: Path, root: str | None, run: Path, overrides: list[str]) -> float:
