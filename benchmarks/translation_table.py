@@ -30,7 +30,6 @@ from medseg_diff.training.fit import Options, fit
 from medseg_diff.translation.translator import load_translator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SCORES = METRICS
 
 
 def trained(row: str, cases: Path, root: str | None, run: Path, overrides: list[str]) -> float:
@@ -88,7 +87,7 @@ def pooled(name: str, outs: list[Path], seconds: list[float]) -> dict[str, Any]:
     line["calls/scan"] = sum(one["calls/scan"] for one in lines) // len(lines)
     line["s/scan"] = round(sum(one["s/scan"] for one in lines) / len(lines), 1)
     line["spread"] = round(sum(one["spread"] for one in lines) / len(lines), 2)
-    for score in (s for s in SCORES if s in per_case):
+    for score in (s for s in METRICS if s in per_case):
         line[score] = round(float(per_case[score].mean()), 3)
     if len(outs) > 1:
         each = [pd.read_csv(out / "scores" / "per_case.csv")["mae"].mean() for out in outs]
