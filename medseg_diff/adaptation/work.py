@@ -177,10 +177,10 @@ def _same_training(known: Mapping[str, Any], run: Path, config: Config, cases: C
         keys.pop("data", None)
         # A run's own configuration is complete; what was left open to its data was hashed open.
         either = (keys, _reopened(keys, config.model_dump(mode="json")))
-        fit_for = [one for one in either if known["key"] == _digest([one, _listed(cases)])]
-        if not fit_for:
+        matching = [one for one in either if known["key"] == _digest([one, _listed(cases)])]
+        if not matching:
             return False
-        known = {"settings": compare.flat(fit_for[0]), "cases": now["cases"]}
+        known = {"settings": compare.flat(matching[0]), "cases": now["cases"]}
     differing = compare.changed(known["settings"], now["settings"], compare.defaults(config))
     return not differing and known["cases"] == now["cases"]
 

@@ -269,9 +269,10 @@ class Translator(Predictor):
         zeros, and bars of made-up light stood there. Inside the scan windows overlap instead.
         """
         sizes = scan.values.shape[1:]
-        part = RIM if isinstance(self.runs[0].model, AdversarialModel) else None
-        sides = zip(self.patch, sizes, strict=True)
-        rim = [0 if part is None else min(p // part, n - 1) for p, n in sides]
+        if not isinstance(self.runs[0].model, AdversarialModel):
+            # Padding by nothing would copy the scan.
+            return scan, tuple(slice(n) for n in sizes)
+        rim = [min(p // RIM, n - 1) for p, n in zip(self.patch, sizes, strict=True)]
         wide = np.pad(scan.values, [(0, 0), *((r, r) for r in rim)], mode="reflect")
         own = tuple(slice(r, r + n) for r, n in zip(rim, sizes, strict=True))
         return replace(scan, values=wide), own
